@@ -1,0 +1,25 @@
+"""What can go wrong at the user's side; every message says what was expected and what to do."""
+
+
+class AdaptkitError(Exception):
+    """The base of every error that adaptkit raises for something its user can put right."""
+
+
+class CheckpointError(AdaptkitError):
+    """A checkpoint cannot be read, does not fit its architecture, or holds bad values."""
+
+
+class DataError(AdaptkitError):
+    """Target data is missing, unreadable, or not of the form that was asked for."""
+
+
+class EstimationError(AdaptkitError):
+    """The statistics of a model cannot be estimated on this data."""
+
+
+class DeviceError(AdaptkitError):
+    """The asked-for device is not on this machine."""
+
+
+class OutputError(AdaptkitError):
+    """A result cannot be written where it was asked for."""

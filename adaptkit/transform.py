@@ -1,0 +1,95 @@
+"""From a decoded image to the normalised tensor that a model was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from adaptkit.errors import AdaptkitError
+
+_RESIZE_MODES = ("stretch", "crop")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize, scale to [0, 1], then normalise: ``y[c] = (x[c] / 255 - mean[c]) / std[c]``.
+
+    Args:
+        image_size: (height, width) in pixels of what the model sees.
+        channels: 1 (grey) or 3 (RGB).
+        mean: one per channel, in units of [0, 1].
+        std: one per channel, in units of [0, 1], positive.
+        resize: "stretch" resizes straight to `image_size`, whatever the aspect ratio; "crop"
+            resizes the shorter side to `resize_size`, then takes the centre.
+        resize_size: pixels, for "crop" only; by default the larger side of `image_size` / 0.875.
+
+    Raises:
+        AdaptkitError: a field is out of its range.
+
+    >>> grey = Transform(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
+    >>> x = grey(Image.new("RGB", (16, 32), "white"))
+    >>> x.shape, x.dtype, x.max().item()
+    (torch.Size([1, 8, 8]), torch.float32, 1.0)
+    """
+
+    image_size: tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize: str = "stretch"
+    resize_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise AdaptkitError(
+                f"transform: image_size must be (height, width), got {self.image_size}"
+            )
+        if self.channels not in (1, 3):
+            raise AdaptkitError(f"transform: channels must be 1 or 3, got {self.channels}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise AdaptkitError(
+                f"transform: mean and std need one number for each of {self.channels} channels, "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(s > 0 for s in self.std):
+            raise AdaptkitError(f"transform: std must be positive, got {self.std}")
+        if self.resize not in _RESIZE_MODES:
+            raise AdaptkitError(
+                f"transform: resize must be one of {', '.join(_RESIZE_MODES)}, got {self.resize!r}"
+            )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Turn an image into a float32 tensor of shape (channels, height, width)."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        height, width = self.image_size
+        if self.resize == "stretch":
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+        else:
+            image = tv.resize(image, [self.resize_size or round(max(height, width) / 0.875)])
+            image = tv.center_crop(image, [height, width])
+        x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
+        return tv.normalize(x, list(self.mean), list(self.std))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, as a checkpoint stores them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Transform":
+        """Read what `to_dict` wrote; an unknown or ill-typed field is an AdaptkitError.
+
+        >>> t = Transform(image_size=(8, 8))
+        >>> Transform.from_dict(t.to_dict()) == t
+        True
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(record) - known):
+            raise AdaptkitError(f"transform: unknown fields {unknown}; known are {sorted(known)}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        except TypeError as error:
+            raise AdaptkitError(f"transform: {error}") from None
