@@ -72,7 +72,8 @@ class Transform:
             image = tv.resize(image, [self.resize_size or round(max(height, width) / 0.875)])
             image = tv.center_crop(image, [height, width])
         x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
-        return tv.normalize(x, list(self.mean), list(self.std))
+        y: torch.Tensor = tv.normalize(x, list(self.mean), list(self.std))
+        return y
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, as a checkpoint stores them."""
@@ -90,6 +91,9 @@ class Transform:
         if unknown := sorted(set(record) - known):
             raise AdaptkitError(f"transform: unknown fields {unknown}; known are {sorted(known)}")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in record.items()
+            }
+            return cls(**values)
         except TypeError as error:
             raise AdaptkitError(f"transform: {error}") from None

@@ -1,0 +1,139 @@
+"""The public way to statistics: choose the samples, run them in lockstep."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from adaptkit import norms
+from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
+from adaptkit.device import resolve_device
+from adaptkit.errors import DataError, EstimationError
+from adaptkit.estimation.lockstep import lockstep
+from adaptkit.estimation.sampling import draw, finite, regroup
+from adaptkit.estimation.statistics import Statistics
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def estimate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    samples: int | Literal["all"] = 1024,
+    device: torch.device | str | None = None,
+    forward: Forward | None = None,
+    on_bad: Literal["skip", "raise"] = "skip",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Estimate a model's normalisation statistics on unlabelled target data, exactly.
+
+    For each layer k that stores statistics, over all n values of a channel in the target sample,
+
+        mean = Σx / n        variance = Σ(x − mean)² / (n − 1)
+
+    where x is the input of layer k with every layer before k normalised by *its* target statistics,
+    as inference with the adapted model will do it. The result does not depend on the loader's batch
+    size or order. All else is in eval mode; the model is left as it was, also after an error.
+
+    Args:
+        model: with BatchNorm layers or others that store data-set statistics.
+        loader: yields tensors, (tensor, label) pairs or dicts with an image; labels are not read.
+            A DataLoader over a data set that can be indexed is read in an order of our own.
+        samples: how many samples to use at most. Where the data set can be indexed they are drawn
+            at random from `seed`; of any other iterable they are the first ones. "all" takes all.
+        device: where to compute; by default where the model is.
+        forward: called as ``forward(model, batch)`` instead of ``model(inputs)``, for batches of
+            any other form.
+        on_bad: leave out ("skip") a sample that holds NaN or an infinity, or "raise".
+        seed: decides which samples are drawn.
+        progress: called as ``progress(stage, done, total)``.
+
+    Returns:
+        Statistics, float64.
+
+    Raises:
+        EstimationError: no layer stores statistics, there is no data, a layer sees one value a
+            channel only or values that are not finite, or batches pass different layers.
+        DataError: a batch is of a form that only `forward` could handle.
+
+    Source: AdaBN, Li et al. 2016, arXiv 1603.04779.
+
+    >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU(), nn.BatchNorm1d(2))
+    >>> x = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
+    >>> statistics = estimate(net, [x[:1], x[1:]])
+    >>> statistics["0"].mean.tolist(), statistics["0"].variance().tolist()
+    ([2.0, 2.0], [4.0, 3.0])
+    """
+    wanted = _checked(samples, on_bad)
+    model = norms.unwrap(model)
+    layers = norms.norm_layers(model)
+    if not layers:
+        raise EstimationError(
+            f"the model has no layer with data-set statistics to adapt: "
+            f"{norms.why_nothing_to_adapt(model)}"
+        )
+    where = device_of(model) if device is None else resolve_device(device)
+    if where != device_of(model):
+        model = copy.deepcopy(model).to(where)
+        layers = norms.norm_layers(model)
+    for layer in layers.values():
+        norms.read(layer)
+
+    chosen = draw(loader, wanted, seed)
+    total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
+    dropped: list[int] = []
+    batches, count = [], 0
+    for batch in finite(chosen.batches, on_bad, dropped.append):
+        piece = to_device(inputs_of(batch) if forward is None else batch, where)
+        count += _size(piece)
+        batches.append(piece)
+        if progress:
+            progress("reading", count, total)
+    if not batches:
+        raise EstimationError(
+            f"there is no data to estimate from: {sum(dropped)} samples were not finite"
+            if dropped
+            else "there is no data to estimate from: the loader is empty, or a generator that has "
+            "been used up"
+        )
+    if forward is None:
+        batches = regroup(batches)
+
+    def layers_done(number: int) -> None:
+        if progress:
+            progress("estimating", number, len(layers))
+
+    with norms.evaluating(model):
+        found = lockstep(model, layers, batches, forward or call, progress=layers_done)
+    if not found:
+        raise EstimationError(
+            "no sample passed a norm layer with statistics: does forward= use it?"
+        )
+    return Statistics(
+        moments=found,
+        samples=count,
+        available=chosen.available,
+        random=chosen.random,
+        dropped=sum(dropped),
+        unvisited=tuple(name for name in layers if name not in found),
+    )
+
+
+def _checked(samples: int | str, on_bad: str) -> int | None:
+    if samples != "all" and (not isinstance(samples, int) or samples < 1):
+        raise EstimationError(f"Expected samples to be 1 or more, or 'all', got {samples!r}")
+    if on_bad not in ("skip", "raise"):
+        raise EstimationError(f"Expected on_bad to be 'skip' or 'raise', got {on_bad!r}")
+    return None if isinstance(samples, str) else samples
+
+
+def _size(batch: Any) -> int:
+    """Count the samples in a batch; 1 for one of a form that only `forward=` knows."""
+    try:
+        return len(inputs_of(batch))
+    except DataError:
+        return 1

@@ -1,0 +1,154 @@
+"""Exact statistics in one forward: every micro-batch waits at each norm layer for the others."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit import norms
+from adaptkit.errors import EstimationError
+from adaptkit.estimation.coroutine import Coroutine
+from adaptkit.moments import Moments
+
+
+class _Arrival(NamedTuple):
+    """A micro-batch stands before a norm layer, and these are the moments of what it brings."""
+
+    layer: str
+    moments: Moments
+
+
+def lockstep(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    micro_batches: Sequence[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Moments]:
+    """Return each layer's moments over all micro-batches, upstream layers using their own new ones.
+
+    The forward passes of all micro-batches start, and each is suspended before every layer of
+    `layers`. Once all have arrived there, their moments are merged, the layer gets the merged mean
+    and unbiased variance, and all go on, now normalised as inference will do it. A layer that is
+    visited several times in one forward pools its visits, each later one seeing all so far.
+
+    The model has to be in eval mode, and what stands in the layers is replaced: call it inside
+    `norms.evaluating`.
+
+    Args:
+        model: passed to `forward`.
+        layers: name -> module, each called by every micro-batch or by none.
+        micro_batches: what `forward` takes, on the model's device.
+        forward: runs one micro-batch through the model; what it returns is dropped.
+        progress: called with the number of layers done.
+
+    Raises:
+        EstimationError: micro-batches pass the layers in different orders, a layer sees fewer than
+            two values a channel, or its moments are not finite.
+        BaseException: the first error of any micro-batch, as it was raised; no thread is left.
+    """
+    found: dict[str, Moments] = {}
+    state = _ThreadState()
+    running: list[Coroutine[_Arrival]] = []
+
+    def run(batch: Any) -> None:
+        with state.restored():
+            forward(model, batch)
+
+    def arrive(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        here = next((c for c in running if c.is_current()), None)
+        if here is None:
+            raise EstimationError(
+                f"norm layer '{name}' was called on a thread that the model started itself, "
+                f"which exact estimation cannot follow"
+            )
+        here.suspend(_Arrival(name, _moments(name, x)))
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(arrive, name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    running += [Coroutine(partial(run, batch)) for batch in micro_batches]
+    try:
+        while arrivals := _advance(running):
+            name = arrivals[0].layer
+            for arrival in arrivals:
+                here = arrival.moments
+                found[name] = found[name] + here if name in found else here
+            _write(name, layers[name], found[name])
+            if progress:
+                progress(len(found))
+    finally:
+        for coroutine in running:
+            coroutine.close()
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _advance(coroutines: Sequence[Coroutine[_Arrival]]) -> list[_Arrival]:
+    """Let each run to its next norm layer; [] once all have ended."""
+    arrivals = [coroutine.resume() for coroutine in coroutines]
+    names = [a.layer if a else None for a in arrivals]
+    for index, name in enumerate(names):
+        if name != names[0]:
+            raise EstimationError(
+                f"micro-batches pass different norm layers: the first one is at {_at(names[0])} "
+                f"where number {index + 1} is at {_at(name)}; exact estimation needs the same "
+                f"layers in the same order for every batch"
+            )
+    return [a for a in arrivals if a]
+
+
+def _at(name: str | None) -> str:
+    return "the end" if name is None else f"layer '{name}'"
+
+
+def _moments(name: str, x: Any) -> Moments:
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise EstimationError(f"norm layer '{name}' expected (N, C, ...) input, got {shape}")
+    return Moments.of(x)
+
+
+def _write(name: str, layer: nn.Module, moments: Moments) -> None:
+    if moments.count < 2:
+        raise EstimationError(
+            f"norm layer '{name}' sees {moments.count} value a channel in all, and a variance "
+            f"needs two: give more images"
+        )
+    if not moments.is_finite():
+        raise EstimationError(
+            f"norm layer '{name}' sees values that are not finite: the model overflows on this "
+            f"data, or the data holds NaN"
+        )
+    norms.replace(layer, moments.mean, moments.variance())
+
+
+class _ThreadState:
+    """The caller's autocast and current device, which a new thread does not inherit."""
+
+    def __init__(self) -> None:
+        self._autocast = [
+            (kind, torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda", "mps")
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        ]
+        self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        if self._cuda is not None:
+            torch.cuda.set_device(self._cuda)
+        torch.set_grad_enabled(False)  # the thread's own; it ends with it
+        if not self._autocast:
+            yield
+            return
+        (kind, dtype), *_ = self._autocast
+        with torch.autocast(kind, dtype=dtype):
+            yield
