@@ -41,8 +41,8 @@ def by_definition(model: nn.Module, names: Sequence[str], x: Tensor) -> Found:
     for name in names:
         mean, variance = channel_statistics(inputs_seen(model, names, x)[name])
         layer = model.get_submodule(name)
-        layer.running_mean.copy_(torch.from_numpy(mean))  # type: ignore[operator,union-attr]
-        layer.running_var.copy_(torch.from_numpy(variance))  # type: ignore[operator,union-attr]
+        layer.running_mean.copy_(torch.from_numpy(mean))  # type: ignore[operator]
+        layer.running_var.copy_(torch.from_numpy(variance))  # type: ignore[operator]
         found[name] = mean, variance
     return found
 

@@ -1,6 +1,6 @@
 """Re-estimating normalisation statistics on unlabelled data."""
 
-from adaptkit.estimation.estimate import Progress, estimate
+from adaptkit.estimation.run import Progress, estimate
 from adaptkit.estimation.statistics import Statistics
 
 __all__ = ["Progress", "Statistics", "estimate"]

@@ -1,0 +1,162 @@
+"""What a model says about a set of images: its predictions, and how sure it is of them."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adaptkit import norms
+from adaptkit.batches import Forward, call, describe, device_of, labels_of, to_device
+from adaptkit.device import resolve_device
+from adaptkit.errors import DataError
+from adaptkit.paired import wilson
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on n samples, sample by sample, so that two models can be compared in pairs.
+
+    Args:
+        predictions: shape (n,), int64, the class of the largest logit; −1 where a logit is NaN.
+        confidence: shape (n,), float64, that class's softmax probability; NaN where −1.
+        entropy: shape (n,), float64, of the softmax, in nats, 0 to log K; NaN where −1.
+        labels: shape (n,), int64, or None.
+        layers: name -> the statistics that the model's norm layers store.
+    """
+
+    predictions: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    labels: NDArray[np.int64] | None
+    layers: Mapping[str, norms.Stored]
+
+    def __len__(self) -> int:
+        return len(self.predictions)
+
+    @property
+    def correct(self) -> NDArray[np.bool_] | None:
+        """Shape (n,): which predictions equal the labels; None without labels."""
+        return None if self.labels is None else self.predictions == self.labels
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of correct predictions, 0 to 1; None without labels."""
+        return None if self.correct is None else float(self.correct.mean())
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float] | None:
+        """The accuracy's 95% Wilson interval; None without labels."""
+        return None if self.correct is None else wilson(int(self.correct.sum()), len(self))
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    forward: Forward | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Evaluation:
+    """Run a classifier over a loader in eval mode and record what it predicts.
+
+    Args:
+        model: gives logits of shape (N, K), as a tensor or as the "logits" of a dict or object.
+        loader: any iterable of tensors, (tensor, label) pairs or dicts; labels are int64 (N,).
+        device: where to compute; by default where the model is.
+        forward: called as ``forward(model, batch)``, for batches of any other form.
+        progress: called as ``progress("evaluating", done, None)``.
+
+    Returns:
+        Evaluation. The model's training flags are as they were.
+
+    Raises:
+        DataError: there is no data, some batches have labels and others none, a label is not one
+            of the model's classes, or the model's output is not (N, K) logits.
+
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = nn.init.eye_(net.weight)
+    >>> evaluate(net, [(torch.tensor([[5.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0]))]).accuracy
+    0.5
+    """
+    where = device_of(model) if device is None else resolve_device(device)
+    if where != device_of(model):
+        model = copy.deepcopy(model).to(where)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    labels: list[Tensor] = []
+    count = 0
+    with norms.evaluating(model), torch.no_grad():
+        for batch in loader:
+            output = (forward or call)(model, to_device(batch, where))
+            logits = _logits(output)
+            found.append(_summary(logits))
+            given = labels_of(batch)
+            if given is not None:
+                labels.append(_checked(given, logits))
+            count += len(logits)
+            if len(labels) not in (0, len(found)):
+                raise DataError("some batches have labels and others have none")
+            if progress:
+                progress("evaluating", count, None)
+    if not count:
+        raise DataError(
+            "there is no data to evaluate on: the loader is empty, or a generator that has been "
+            "used up (pass a list or a DataLoader, which can be read twice)"
+        )
+    predictions, confidence, entropy = (torch.cat(t).numpy() for t in zip(*found, strict=True))
+    return Evaluation(
+        predictions=predictions,
+        confidence=confidence,
+        entropy=entropy,
+        labels=torch.cat(labels).numpy() if labels else None,
+        layers={name: norms.read(layer) for name, layer in norms.norm_layers(model).items()},
+    )
+
+
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else describe(output)
+        raise DataError(
+            f"Expected the model to give logits of shape (N, K) with K classes, got {shape}: "
+            f"pass forward=, a function of model and batch that returns them"
+        )
+    return output
+
+
+def _summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions, confidence and entropy, on the CPU, from float64 where the device has it."""
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    log_p = logits.detach().to(wide).log_softmax(1)
+    p = log_p.exp()
+    confidence, predictions = p.max(1)
+    entropy = -torch.where(p > 0, p * log_p, 0.0).sum(1)
+    bad = p.isnan().any(1)
+    return (
+        predictions.masked_fill(bad, -1).cpu(),
+        confidence.masked_fill(bad, torch.nan).double().cpu(),
+        entropy.masked_fill(bad, torch.nan).double().cpu(),
+    )
+
+
+def _checked(labels: Tensor, logits: Tensor) -> Tensor:
+    labels = labels.detach().cpu()
+    if labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        raise DataError(
+            f"Expected one whole number a sample as label, shape ({len(logits)},), got "
+            f"{labels.dtype} {tuple(labels.shape)}"
+        )
+    classes = logits.shape[1]
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise DataError(
+            f"Expected labels from 0 to {classes - 1}, the model's classes, got {int(outside[0])}"
+        )
+    return labels.long()

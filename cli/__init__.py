@@ -1,0 +1,71 @@
+"""The `adaptkit` command. Nothing here imports torch before a command needs it."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from adaptkit import __version__
+from adaptkit.errors import AdaptkitError
+
+from .adapt import adapt
+from .demo import demo
+
+INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Commands whose every failure is one line on stderr that begins with `Error:`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AdaptkitError as error:
+            raise click.ClickException(str(error)) from error
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.Abort:
+            if not standalone_mode:
+                raise
+            click.echo("Interrupted.", err=True)
+            code = INTERRUPTED
+        except click.ClickException as error:
+            if not standalone_mode:
+                raise
+            click.echo("Error: " + " ".join(error.format_message().split()), err=True)
+            code = error.exit_code
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+@click.version_option(__version__, prog_name="adaptkit")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Take a trained PyTorch model to a new domain without labels.
+
+    \b
+    Try it:      adaptkit demo
+    Your own:    adaptkit adapt --source model.pt --target images/
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+main.add_command(adapt)
+main.add_command(demo)

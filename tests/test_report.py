@@ -1,0 +1,120 @@
+"""compare() and the report's two files."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import distributions
+
+from adaptkit import DataError, Evaluation, OutputError, compare
+from adaptkit.norms import Stored
+from adaptkit.shift import symmetric_kl
+
+COLUMNS = ["metric", "scope", "before", "after", "change", "ci_low", "ci_high", "p_value", "n"]
+LABELS = np.arange(40) % 4
+
+
+def evaluation(
+    wrong: int, *, labels: np.ndarray | None = LABELS, mean: float = 0.0, n: int = 40
+) -> Evaluation:
+    predictions = (np.arange(n) % 4).astype(np.int64)
+    predictions[:wrong] = (predictions[:wrong] + 1) % 4
+    return Evaluation(
+        predictions=predictions,
+        confidence=np.linspace(0.4, 0.9, n),
+        entropy=np.linspace(1.0, 0.2, n) ** (1 + mean),
+        labels=labels,
+        layers={"bn1": Stored(torch.full((3,), mean), torch.ones(3), 0.0)},
+    )
+
+
+def test_schema_1() -> None:
+    frame = compare(evaluation(20), evaluation(5, mean=1.0)).to_frame()
+    assert list(frame.columns) == COLUMNS
+    assert frame[["metric", "scope"]].values.tolist() == [
+        ["accuracy", "all"],
+        ["confidence_mean", "all"],
+        ["entropy_mean", "all"],
+        ["symmetric_kl", "all"],
+        ["symmetric_kl", "layer:bn1"],
+    ]
+    accuracy = frame.iloc[0]
+    assert (accuracy.before, accuracy.after, accuracy.change, accuracy.n) == (0.5, 0.875, 0.375, 40)
+    assert accuracy.p_value == pytest.approx(2 * 0.5**15)
+    assert frame.iloc[3].tolist()[2:5] == [1.0, 0.0, -1.0]
+
+
+def test_csv_is_tidy_and_an_unknown_is_empty(tmp_path: Path) -> None:
+    report = compare(evaluation(20), evaluation(5, mean=1.0))
+    text = report.to_csv()
+    assert text is not None
+    lines = text.splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert lines[-1] == "symmetric_kl,layer:bn1,1.0,0.0,-1.0,,,,"
+    back = pd.read_csv(io.StringIO(text))
+    pd.testing.assert_frame_equal(back, report.to_frame(), check_dtype=False)
+    assert report.to_csv(tmp_path / "r.csv") is None
+    assert (tmp_path / "r.csv").read_text(encoding="utf-8") == text
+    with pytest.raises(OutputError, match="cannot write"):
+        report.to_csv(tmp_path / "missing" / "r.csv")
+
+
+def test_json_holds_details_and_rows(tmp_path: Path) -> None:
+    report = compare(evaluation(1), evaluation(1), details={"seed": 3})
+    report.to_json(tmp_path / "r.json")
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert (record["schema"], record["seed"]) == (1, 3)
+    assert [row["metric"] for row in record["rows"]][:2] == ["accuracy", "confidence_mean"]
+    assert record["rows"][1]["p_value"] is None  # the confidence did not change at all
+
+
+def test_without_labels_there_are_no_accuracy_rows() -> None:
+    report = compare(evaluation(3, labels=None), evaluation(5, labels=None))
+    assert report.row("accuracy") is None
+    assert report.row("entropy_mean") is not None
+
+
+def test_unlike_evaluations_are_refused() -> None:
+    with pytest.raises(DataError, match="the same samples, got 40 and 20"):
+        compare(evaluation(3), evaluation(3, labels=LABELS[:20], n=20))
+    with pytest.raises(DataError, match="different labels: does the loader shuffle"):
+        compare(evaluation(3), evaluation(3, labels=LABELS[::-1]))
+    with pytest.raises(DataError, match="different labels"):
+        compare(evaluation(3), evaluation(3, labels=None))
+
+
+def test_samples_without_a_figure_are_left_out_of_the_means() -> None:
+    before, after = evaluation(3), evaluation(3)
+    after.confidence[0] = np.nan
+    row = compare(before, after).row("confidence_mean")
+    assert row is not None
+    assert row.n == 39
+    assert row.before == pytest.approx(before.confidence[1:].mean())
+
+
+@given(st.lists(st.tuples(*[st.floats(-5, 5), st.floats(0.01, 9)] * 2), min_size=1, max_size=6))
+def test_symmetric_kl_is_the_sum_of_both_divergences(
+    channels: list[tuple[float, float, float, float]],
+) -> None:
+    mean_a, var_a, mean_b, var_b = torch.tensor(channels, dtype=torch.float64).T
+    a = distributions.Normal(mean_a, var_a.sqrt())
+    b = distributions.Normal(mean_b, var_b.sqrt())
+    both = distributions.kl_divergence(a, b) + distributions.kl_divergence(b, a)
+    found = symmetric_kl(mean_a, var_a, mean_b, var_b)
+    assert found == pytest.approx(both.mean().item(), rel=1e-9, abs=1e-9)
+    assert found == pytest.approx(symmetric_kl(mean_b, var_b, mean_a, var_a))
+    assert found >= 0
+
+
+def test_symmetric_kl_refuses() -> None:
+    one = torch.ones(2)
+    with pytest.raises(ValueError, match="four vectors of one length"):
+        symmetric_kl(one, one, one, torch.ones(3))
+    with pytest.raises(ValueError, match="positive variances"):
+        symmetric_kl(one, one * 0, one, one)
