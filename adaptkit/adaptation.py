@@ -17,6 +17,7 @@ def adapt(
     loader: Iterable[Any],
     *,
     samples: int | Literal["all"] = 1024,
+    memory: int | None = None,
     inplace: bool = False,
     device: torch.device | str | None = None,
     forward: Forward | None = None,
@@ -27,13 +28,14 @@ def adapt(
     """Return the model with its normalisation statistics re-estimated on unlabelled target data.
 
     The weights stay; every layer that stores data-set statistics gets the target's mean and
-    unbiased variance in their place, as `estimate` finds them. Labels are never read. It assumes that
-    the target's class mix resembles the source's: where it does not, accuracy can fall.
+    unbiased variance in their place, as `estimate` finds them. Labels are never read. This assumes
+    that the target's class mix resembles the source's: where it does not, accuracy can fall.
 
     Args:
         model: any model with BatchNorm layers or others that store statistics.
         loader: any iterable of tensors, (tensor, label) pairs or dicts with an image.
         samples: how many samples to use at most, or "all"; see `estimate`.
+        memory: bytes that waiting activations may take; see `estimate`.
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
         forward: called as ``forward(model, batch)``, for batches of any other form.
@@ -62,6 +64,7 @@ def adapt(
         adapted,
         loader,
         samples=samples,
+        memory=memory,
         forward=forward,
         on_bad=on_bad,
         seed=seed,

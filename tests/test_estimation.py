@@ -360,12 +360,12 @@ def test_an_error_in_the_loader_leaves_the_model(net: Residual) -> None:
 def test_a_model_cannot_swallow_the_end(net: Residual) -> None:
     class Stubborn(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
+            if x.mean() > 2:  # the brighter half; by then the first one waits at a layer
+                raise ValueError("second")
             try:
                 out: Tensor = net(x)
             except Exception:  # noqa: BLE001
                 out = x
-            if x.mean() > 2:  # the brighter half: the first micro-batch waits at a layer
-                raise ValueError("second")
             return out
 
     stubborn = Stubborn()
@@ -422,7 +422,7 @@ def test_autocast_of_the_caller_holds_in_every_micro_batch() -> None:
     net = nn.Sequential(Kind(), nn.BatchNorm1d(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         estimate(net, [torch.randn(128, 2)])
-    assert net[0].kinds == [torch.bfloat16] * 4
+    assert net[0].kinds == [torch.bfloat16] * 5  # a probe and four micro-batches
 
 
 def test_apply_writes_all_or_nothing(net: Residual) -> None:
@@ -453,3 +453,28 @@ def test_the_gpu_agrees_with_the_definition(net: Residual) -> None:
     found = estimate(net, x.split(16), device="cuda")
     on_cpu = {k: (m.mean.cpu().numpy(), m.variance().cpu().numpy()) for k, m in found.items()}
     assert max(worst_error(on_cpu, truth)) < 1e-4
+
+
+# Memory and work.
+
+
+def test_memory_limits_the_samples_to_a_random_subset(net: Residual) -> None:
+    x = unlike_images(200)
+    loader = DataLoader(TensorDataset(x), batch_size=10)
+    whole = estimate(net, loader)
+    assert not whole.limited
+    # A waiting image holds its input (3 maps) and two times eight maps of 12 x 12 floats.
+    few = estimate(net, loader, memory=60 * (3 + 16) * 144 * 4)
+    assert few.limited
+    assert 20 <= few.samples <= 60
+    ratio = few["stem.1"].variance() / whole["stem.1"].variance()
+    assert bool((ratio > 0.5).all())  # the first of these sorted images have a hundredth
+    with pytest.raises(EstimationError, match="memory to be a positive number"):
+        estimate(net, loader, memory=0)
+
+
+def test_nothing_after_the_last_norm_layer_is_computed() -> None:
+    tail = Fails(at=2, error=RuntimeError("computed"))  # the probe's own call is the first
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU(), tail)
+    estimate(net, [torch.randn(128, 2)])
+    assert tail.calls == 1

@@ -27,6 +27,7 @@ def lockstep(
     micro_batches: Sequence[Any],
     forward: Callable[[nn.Module, Any], Any],
     *,
+    visits: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Moments]:
     """Return each layer's moments over all micro-batches, upstream layers using their own new ones.
@@ -44,6 +45,7 @@ def lockstep(
         layers: name -> module, each called by every micro-batch or by none.
         micro_batches: what `forward` takes, on the model's device.
         forward: runs one micro-batch through the model; what it returns is dropped.
+        visits: stop after so many visits to norm layers, if it is known that no more come.
         progress: called with the number of layers done.
 
     Raises:
@@ -52,6 +54,7 @@ def lockstep(
         BaseException: the first error of any micro-batch, as it was raised; no thread is left.
     """
     found: dict[str, Moments] = {}
+    done = 0
     state = _ThreadState()
     running: list[Coroutine[_Arrival]] = []
 
@@ -75,12 +78,13 @@ def lockstep(
     ]
     running += [Coroutine(partial(run, batch)) for batch in micro_batches]
     try:
-        while arrivals := _advance(running):
+        while done != visits and (arrivals := _advance(running)):
             name = arrivals[0].layer
             for arrival in arrivals:
                 here = arrival.moments
                 found[name] = found[name] + here if name in found else here
             _write(name, layers[name], found[name])
+            done += 1
             if progress:
                 progress(len(found))
     finally:

@@ -1,18 +1,22 @@
 """The public way to statistics: choose the samples, run them in lockstep."""
 
 import copy
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from adaptkit import norms
-from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
+from adaptkit.batches import Forward, call, device_of, inputs_of, take, to_device
 from adaptkit.device import resolve_device
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation.lockstep import lockstep
-from adaptkit.estimation.sampling import draw, finite, regroup
+from adaptkit.estimation.memory import allowed
+from adaptkit.estimation.probe import Probe, probe
+from adaptkit.estimation.sampling import MICRO_BATCH, draw, finite, regroup
 from adaptkit.estimation.statistics import Statistics
 
 Progress = Callable[[str, int, int | None], None]
@@ -23,6 +27,7 @@ def estimate(
     loader: Iterable[Any],
     *,
     samples: int | Literal["all"] = 1024,
+    memory: int | None = None,
     device: torch.device | str | None = None,
     forward: Forward | None = None,
     on_bad: Literal["skip", "raise"] = "skip",
@@ -45,6 +50,8 @@ def estimate(
             A DataLoader over a data set that can be indexed is read in an order of our own.
         samples: how many samples to use at most. Where the data set can be indexed they are drawn
             at random from `seed`; of any other iterable they are the first ones. "all" takes all.
+        memory: bytes that waiting activations may take; by default half of what is free. If they
+            would take more, fewer samples are used, and the result says so (`limited`).
         device: where to compute; by default where the model is.
         forward: called as ``forward(model, batch)`` instead of ``model(inputs)``, for batches of
             any other form.
@@ -86,29 +93,35 @@ def estimate(
     chosen = draw(loader, wanted, seed)
     total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
     dropped: list[int] = []
-    batches, count = [], 0
-    for batch in finite(chosen.batches, on_bad, dropped.append):
-        piece = to_device(inputs_of(batch) if forward is None else batch, where)
-        count += _size(piece)
-        batches.append(piece)
-        if progress:
-            progress("reading", count, total)
-    if not batches:
-        raise EstimationError(
-            f"there is no data to estimate from: {sum(dropped)} samples were not finite"
-            if dropped
-            else "there is no data to estimate from: the loader is empty, or a generator that has "
-            "been used up"
-        )
-    if forward is None:
-        batches = regroup(batches)
 
-    def layers_done(number: int) -> None:
-        if progress:
-            progress("estimating", number, len(layers))
+    def pieces() -> Iterator[Any]:
+        for batch in finite(chosen.batches, on_bad, dropped.append):
+            yield to_device(inputs_of(batch) if forward is None else batch, where)
 
     with norms.evaluating(model):
-        found = lockstep(model, layers, batches, forward or call, progress=layers_done)
+        first, rest = _first_of(pieces(), lambda: sum(dropped))
+        few = first if forward else first[:2]
+        seen = probe(model, layers, few, forward or call)
+        limit = _most_samples(seen, few, allowed(memory, where))
+        batches, count, limited = [], 0, False
+        for piece in itertools.chain([first], rest):
+            if limited := count + _size(piece) > limit:
+                piece = take(piece, torch.arange(limit - count))
+            count += _size(piece)
+            batches.append(piece)
+            if progress:
+                progress("reading", count, total)
+            if limited:
+                break
+        found = lockstep(
+            model,
+            layers,
+            regroup(batches) if forward is None else batches,
+            forward or call,
+            # A layer that the probe did not pass may still come for other samples.
+            visits=len(seen.visits) if set(seen.visits) == set(layers) else None,
+            progress=progress and (lambda done: progress("estimating", done, len(layers))),
+        )
     if not found:
         raise EstimationError(
             "no sample passed a norm layer with statistics: does forward= use it?"
@@ -118,9 +131,30 @@ def estimate(
         samples=count,
         available=chosen.available,
         random=chosen.random,
+        limited=limited,
         dropped=sum(dropped),
         unvisited=tuple(name for name in layers if name not in found),
     )
+
+
+def _first_of(batches: Iterator[Any], dropped: Callable[[], int]) -> tuple[Any, Iterator[Any]]:
+    for first in batches:
+        return first, batches
+    raise EstimationError(
+        f"there is no data to estimate from: {dropped()} samples were not finite"
+        if dropped()
+        else "there is no data to estimate from: the loader is empty, or a generator that has been "
+        "used up"
+    )
+
+
+def _most_samples(seen: Probe, batch: Any, memory: int) -> int:
+    """Return how many samples can wait at the widest place of a model while one batch runs."""
+    size = _size(batch)
+    inputs = sum(t.nbytes for t in tree_leaves(batch) if isinstance(t, Tensor))
+    each = max(1, (seen.waiting + inputs) // size)
+    spare = memory - (seen.running - seen.waiting) * MICRO_BATCH // size
+    return max(spare // each, 2 * size)
 
 
 def _checked(samples: int | str, on_bad: str) -> int | None:

@@ -53,12 +53,9 @@ def draw(loader: Iterable[Any], samples: int | None, seed: int) -> Draw:
     indices = _indices(loader, seed)
     if indices is None:
         return Draw(_first(loader, samples), None, random=False)
-    if samples is not None and samples < len(indices):
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(indices), generator=generator)[:samples].sort().values
-        subset = [indices[i] for i in chosen.tolist()]
-    else:
-        subset = indices
+    # A random order too, so that whoever stops early (memory) still has a random subset.
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    subset = [indices[i] for i in order[:samples].tolist()]
     return Draw(_narrowed(loader, subset, seed), len(indices), random=True)
 
 

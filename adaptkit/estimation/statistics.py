@@ -19,6 +19,7 @@ class Statistics(Mapping[str, Moments]):
         samples: how many samples they were taken from.
         available: how many the loader offered, None where it cannot be known.
         random: whether `samples` is a random subset; else it is the loader's first ones.
+        limited: whether `memory` allowed fewer samples than were asked for.
         dropped: how many samples were left out because they held NaN or an infinity.
         unvisited: layers that no sample passed; they keep what they have.
     """
@@ -27,6 +28,7 @@ class Statistics(Mapping[str, Moments]):
     samples: int
     available: int | None = None
     random: bool = True
+    limited: bool = False
     dropped: int = 0
     unvisited: tuple[str, ...] = field(default=())
 
