@@ -37,7 +37,7 @@ class Shift:
 SHIFTS = {
     "target": Shift(
         "low contrast + noise",
-        lambda x, rng: 0.5 + 0.25 * (x - 0.5) + rng.normal(0, 0.05, x.shape),
+        lambda x, rng: 0.5 + 0.6 * (x - 0.5) + rng.normal(0, 0.1, x.shape),
     ),
     "target-clean": Shift("clean (no shift)", lambda x, _: x),
     "target-bright": Shift("brightness +0.4", lambda x, _: x + 0.4),

@@ -136,8 +136,8 @@ def print_demo(demo: "Demo") -> None:
     out = console()
     main = demo.runs["target"]
     out.print(
-        f"The images are real: scikit-learn's 1,797 handwritten digits. The net was trained on\n"
-        f"{TRAINED_ON} of them here; the other {main.images} are the target. The shifts are "
+        f"The images are real: scikit-learn's 1,797 handwritten digits. The net was\n"
+        f"trained on {TRAINED_ON} of them here, the other {main.images} are the target. The shifts are\n"
         f"synthetic.\n"
     )
     out.print(f"$ {demo.command}", soft_wrap=True)

@@ -54,7 +54,7 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module
 
 
-@pytest.mark.parametrize(("part", "path"), parts(), ids=lambda v: getattr(v, "stem", v))
+@pytest.mark.parametrize(("part", "path"), list(parts()), ids=lambda v: getattr(v, "stem", v))
 def test_imports_flow_one_way(part: str, path: Path) -> None:
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("adaptkit.")}
     ours -= {part, "__version__"}

@@ -1,0 +1,368 @@
+"""Checkpoints, format adaptkit/1 and plain state dicts, read without running code in them."""
+
+import hashlib
+import io
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from adaptkit import __version__, norms
+from adaptkit.architectures import build, default_transform
+from adaptkit.errors import AdaptkitError, CheckpointError, OutputError
+from adaptkit.files import check_outputs, write_files
+from adaptkit.transform import Transform
+
+FORMAT = "adaptkit/1"
+SUFFIXES = (".pt", ".pth", ".safetensors")
+_NAMED = 3  # keys that an error lists of each kind
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read.
+
+    Args:
+        path: of the file.
+        sha256: of its bytes.
+        model: in eval mode on the CPU, the file's weights in it.
+        arch: such as "torchvision:resnet18".
+        arch_kwargs: for the architecture's constructor.
+        classes: the outputs' names, or None where the file does not say.
+        transform: from an image to the model's input, or None where that is not known.
+        state_dict: the tensors as found, with their own dtypes.
+        header: everything else in the file; without "format" it was a plain state dict.
+    """
+
+    path: Path
+    sha256: str
+    model: nn.Module
+    arch: str
+    arch_kwargs: dict[str, Any]
+    classes: tuple[str, ...] | None
+    transform: Transform | None
+    state_dict: dict[str, Tensor]
+    header: dict[str, Any]
+
+    @property
+    def adapted(self) -> dict[str, Any] | None:
+        """Where the statistics come from, if the file was adapted; else None."""
+        return self.header.get("adapted")
+
+
+def load_checkpoint(path: str | Path, *, arch: str | None = None) -> Checkpoint:
+    """Read a checkpoint and build its model. No code in the file runs.
+
+    Args:
+        path: .pt, .pth or .safetensors: a dict of format adaptkit/1, or a plain state dict.
+        arch: such as "torchvision:resnet18"; overrides what the file says.
+
+    Raises:
+        CheckpointError: the file is missing or broken, would run code, does not name its
+            architecture, does not fit it, or holds bad statistics.
+
+    >>> import tempfile
+    >>> from adaptkit.models import SmallCNN
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_checkpoint(f"{folder}/net.pt", SmallCNN(), arch="adaptkit:small_cnn")
+    ...     load_checkpoint(path).arch
+    'adaptkit:small_cnn'
+    """
+    path = Path(path)
+    content = _bytes_of(path)
+    header, state_dict = _parsed(path, content)
+    spec = arch or header.get("arch")
+    if not spec:
+        raise CheckpointError(
+            f"{path} does not say which architecture it is of: give --arch (arch=), "
+            f"as in torchvision:resnet18"
+        )
+    kwargs = {} if arch and arch != header.get("arch") else dict(header.get("arch_kwargs") or {})
+    model = build(spec, kwargs, state_dict)
+    _load_weights(path, spec, model, state_dict)
+    _check_statistics(path, model)
+    classes, transform = header.get("classes"), header.get("transform")
+    return Checkpoint(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        model=model,
+        arch=spec,
+        arch_kwargs=kwargs,
+        classes=None if classes is None else tuple(classes),
+        transform=_transform(path, transform) if transform else default_transform(spec),
+        state_dict=state_dict,
+        header=header,
+    )
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    like: Checkpoint | None = None,
+    arch: str | None = None,
+    arch_kwargs: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    transform: Transform | None = None,
+    adapted: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a checkpoint, whole or not at all, and return its path.
+
+    With `like`, the file has that one's kind, keys, shapes and dtypes; tensors that the model did
+    not change keep their bytes. Without it, the file is of format adaptkit/1.
+
+    Args:
+        path: ending in .pt, .pth or .safetensors.
+        model: whose weights are written.
+        like: the checkpoint that the model was made from; its file is never written.
+        arch: needed without `like`, as "adaptkit:small_cnn" or "torchvision:resnet18".
+        arch_kwargs: for the architecture's constructor.
+        classes: the outputs' names in order.
+        transform: from an image to the model's input.
+        adapted: a record of where the statistics come from; by default it names `like`.
+        force: replace a file that exists.
+
+    Raises:
+        OutputError: `path` exists, is that of `like`, or cannot be written.
+        CheckpointError: the model does not fit `arch` or `like`.
+    """
+    path = Path(path)
+    check_outputs([path], inputs=[like.path] if like else [], force=force)
+    if like is None:
+        header, state_dict = _new_header(model, arch, arch_kwargs, classes, transform)
+    else:
+        header, state_dict = like.header, _changed(like, model)
+        adapted = adapted or {
+            "source": like.path.name,
+            "sha256": like.sha256,
+            "adaptkit": __version__,
+        }
+    if adapted:
+        header = {**header, "adapted": dict(adapted)}
+    write_files({path: _serialised(path, header, state_dict)})
+    return path
+
+
+def checkpoint_bytes(
+    path: Path, model: nn.Module, *, like: Checkpoint, adapted: Mapping[str, Any]
+) -> bytes:
+    """Return what `save_checkpoint` would write to `path`, for writing with other files at once."""
+    return _serialised(path, {**like.header, "adapted": dict(adapted)}, _changed(like, model))
+
+
+# Reading.
+
+
+def _bytes_of(path: Path) -> bytes:
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file: give a .pt, .pth or .safetensors file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    if not content:
+        raise CheckpointError(f"{path} is empty")
+    return content
+
+
+def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return everything but the tensors, and the tensors."""
+    try:
+        if content[8:9] == b"{":  # after the header's length, safetensors begins its JSON
+            tensors = safetensors.torch.load(content)
+            text = content[8 : 8 + int.from_bytes(content[:8], "little")]
+            metadata = json.loads(text).get("__metadata__", {})
+            header = json.loads(metadata.pop("adaptkit", "{}"))
+            loaded = {**header, "state_dict": tensors}
+            keep = {"safetensors_metadata": metadata}
+        else:
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            keep = {}
+    except Exception as error:  # noqa: BLE001  a broken file makes the readers raise anything
+        raise CheckpointError(f"{path} {_why_unreadable(error)}") from None
+    if isinstance(loaded, dict) and "state_dict" in loaded and ("format" in loaded or keep):
+        _check_header(path, loaded)
+        state_dict = loaded["state_dict"]
+        header = {k: v for k, v in loaded.items() if k != "state_dict"} | keep
+    else:
+        state_dict = loaded
+        header = _provenance(loaded)
+    _check_tensors(path, state_dict)
+    return header, state_dict
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = str(error)
+    refused = re.search(r"GLOBAL (\S+) was not an allowed global", text) or re.search(
+        r"(?:Unsupported|Trying to (?:load|call)) (?:global|class|function)[^`\w]*`?([\w.]+)", text
+    )
+    if refused:
+        return (
+            f"holds more than tensors, and opening it would run code ({refused[1]}): with what "
+            f"wrote it, save model.state_dict() instead"
+        )
+    reason = next((line for line in text.split("\n") if line.strip()), type(error).__name__)
+    return f"is broken or not a checkpoint: {reason.strip()[:160]}"
+
+
+def _check_header(path: Path, loaded: dict[str, Any]) -> None:
+    """Hold everything but the tensors to format adaptkit/1."""
+    kind = loaded.get("format")
+    if kind != FORMAT and "format" in loaded:
+        if isinstance(kind, str) and re.fullmatch(r"adaptkit/\d+", kind):
+            raise CheckpointError(
+                f"{path} is of format {kind}, and this adaptkit ({__version__}) reads {FORMAT}: "
+                f"install a newer adaptkit"
+            )
+        raise CheckpointError(f"{path} is of an unknown format {kind!r}; expected {FORMAT}")
+    expected: dict[str, tuple[type, ...]] = {
+        "arch": (str,),
+        "arch_kwargs": (dict,),
+        "classes": (list, tuple),
+        "transform": (dict,),
+        "adapted": (dict,),
+    }
+    for name, types in expected.items():
+        value = loaded.get(name)
+        if value is not None and not isinstance(value, types):
+            raise CheckpointError(
+                f"{path}: expected '{name}' to be a {types[0].__name__}, got {type(value).__name__}"
+            )
+    if not all(isinstance(name, str) for name in loaded.get("classes") or ()):
+        raise CheckpointError(f"{path}: expected 'classes' to be a list of names")
+
+
+def _provenance(loaded: Any) -> dict[str, Any]:
+    """Return what an adapted plain state dict says of itself, where torch keeps its metadata."""
+    metadata = getattr(loaded, "_metadata", None)
+    record = metadata.get("adaptkit") if isinstance(metadata, dict) else None
+    return {"adapted": record} if isinstance(record, dict) else {}
+
+
+def _check_tensors(path: Path, state_dict: Any) -> None:
+    if not isinstance(state_dict, dict):
+        raise CheckpointError(f"{path} holds a {type(state_dict).__name__}, not a state dict")
+    if not state_dict:
+        raise CheckpointError(f"{path} holds an empty state dict")
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            keys = ", ".join(str(k) for k in list(state_dict)[:8])
+            raise CheckpointError(
+                f"{path} is neither of format {FORMAT} nor a plain state dict of tensors "
+                f"(its keys: {keys}): save model.state_dict() by itself"
+            )
+
+
+def _transform(path: Path, fields: dict[str, Any]) -> Transform:
+    try:
+        return Transform.from_dict(fields)
+    except AdaptkitError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Load strictly, but for `num_batches_tracked`, which old files lack and inference ignores."""
+    own = model.state_dict()
+    misfits = {
+        "missing": [k for k in own if k not in found and not k.endswith("num_batches_tracked")],
+        "unexpected": [k for k in found if k not in own],
+        "of another shape": [
+            f"{k} {tuple(found[k].shape)} for {tuple(own[k].shape)}"
+            for k in found
+            if k in own and found[k].shape != own[k].shape
+        ],
+    }
+    if any(misfits.values()):
+        said = "; ".join(f"{len(v)} {name} ({_few(v)})" for name, v in misfits.items() if v)
+        raise CheckpointError(f"{path} does not fit {spec}: {said}")
+    try:
+        model.load_state_dict(found, strict=False)
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise CheckpointError(f"{path} cannot be loaded into {spec}: {reason}") from None
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _check_statistics(path: Path, model: nn.Module) -> None:
+    for name, layer in norms.norm_layers(model).items():
+        stored = norms.read(layer)
+        finite = bool(stored.mean.isfinite().all() and stored.variance.isfinite().all())
+        if not finite or bool((stored.variance < 0).any()):
+            what = "a negative variance" if finite else "NaN or infinity"
+            raise CheckpointError(f"{path}: the statistics of norm layer '{name}' hold {what}")
+
+
+# Writing.
+
+
+def _new_header(
+    model: nn.Module,
+    arch: str | None,
+    arch_kwargs: Mapping[str, Any] | None,
+    classes: Sequence[str] | None,
+    transform: Transform | None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if arch is None:
+        raise CheckpointError("to save a checkpoint, give arch= or like=")
+    state_dict = _plain(norms.unwrap(model).state_dict())
+    fresh = build(arch, arch_kwargs, state_dict)
+    _load_weights(Path("the model"), arch, fresh, state_dict)
+    return {
+        "format": FORMAT,
+        "arch": arch,
+        "arch_kwargs": dict(arch_kwargs or {}),
+        "classes": None if classes is None else [str(name) for name in classes],
+        "transform": None if transform is None else transform.to_dict(),
+    }, state_dict
+
+
+def _changed(like: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+    """Take over the source's tensors, and of the model's those that differ, in the stored dtype."""
+    current = norms.unwrap(model).state_dict()
+    merged = like.state_dict.copy()  # an OrderedDict keeps torch's own metadata
+    for key, stored in like.state_dict.items():
+        new = current.get(key)
+        if new is None or new.shape != stored.shape:
+            raise CheckpointError(f"the model is not of {like.path}'s form: '{key}' does not fit")
+        new = new.detach().cpu()
+        if not torch.equal(new, stored.to(new.dtype)):
+            merged[key] = new.to(stored.dtype)
+    return merged
+
+
+def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
+
+
+def _serialised(path: Path, header: Mapping[str, Any], state_dict: dict[str, Tensor]) -> bytes:
+    if path.suffix not in SUFFIXES:
+        raise OutputError(f"Expected a name ending in {', '.join(SUFFIXES)}, got {path}")
+    header = dict(header)
+    metadata = header.pop("safetensors_metadata", {})
+    if path.suffix == ".safetensors":
+        tensors = {k: v.clone().contiguous() for k, v in state_dict.items()}  # no shared memory
+        return safetensors.torch.save(
+            tensors, {"format": "pt", **metadata, "adaptkit": json.dumps(header)}
+        )
+    content: Any = {**header, "state_dict": dict(state_dict)}
+    if "format" not in header:
+        content = OrderedDict(state_dict)
+        content._metadata = OrderedDict(getattr(state_dict, "_metadata", {}))
+        if header.get("adapted"):
+            content._metadata["adaptkit"] = header["adapted"]
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,7 @@
+"""Something on disk to batches of tensors."""
+
+from adaptkit.data.decode import decode
+from adaptkit.data.folder import Listing, list_images
+from adaptkit.data.loader import ImageLoader, image_folder
+
+__all__ = ["ImageLoader", "Listing", "decode", "image_folder", "list_images"]

@@ -1,0 +1,58 @@
+"""One image file to pixels: 8-bit grey or RGB, whatever the file holds."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from adaptkit.errors import DataError
+
+
+def decode(path: str | Path) -> Image.Image:
+    """Read an image file into mode "L" or "RGB".
+
+    Grey stays grey. Transparency is laid on white; palettes and CMYK become RGB; 16-bit values are
+    scaled from 0…65,535 to 0…255 (not cut off at 255, as a plain conversion would); the EXIF
+    orientation is applied; of an animation the first frame counts.
+
+    Raises:
+        DataError: the file cannot be read. The message is the reason alone, without the path.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _eight_bit(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError("not an image that can be identified") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"refused, too many pixels: {error}") from None
+    except FileNotFoundError:
+        raise DataError("not there any more") from None
+    except Exception as error:  # noqa: BLE001  Pillow raises anything on a broken file
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(" ".join(reason.split())[:160]) from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return image.copy() if image.readonly else image
+    if mode == "1":
+        return image.convert("L")
+    if mode.startswith("I"):  # I;16, I;16B, and I, as which older PNG readers give 16 bits
+        return _from_16_bit(np.asarray(image))
+    if mode == "F":
+        raise DataError("32-bit float pixels, which have no defined range")
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        white = Image.new("RGBA", colour.size, "white")
+        return Image.alpha_composite(white, colour).convert("L" if mode in ("LA", "La") else "RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(pixels: np.ndarray) -> Image.Image:
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise DataError("32-bit integer pixels, which have no defined range")
+    return Image.fromarray(np.round(pixels / 257).astype(np.uint8))

@@ -1,0 +1,136 @@
+"""Which images a folder holds, and whether its sub-folders are classes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptkit.errors import DataError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+_NAMED = 8  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below a folder, in an order that depends on their names only.
+
+    Args:
+        root: the folder.
+        paths: relative to it.
+        labels: the class of each image as an index, or None.
+        classes: the names that the labels stand for, or None.
+        note: a sentence on how labels were or were not found; "" if there is nothing to say.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    note: str = ""
+
+
+def list_images(
+    root: str | Path, *, classes: Sequence[str] | None = None, outputs: int | None = None
+) -> Listing:
+    """Find the images below a folder, and their labels where its sub-folders are classes.
+
+    The sub-folders are classes if one of them is named like one of `classes`; then each has to be.
+    Where no class names are known, as many sub-folders as the model has `outputs` are taken for the
+    classes in the order of their names, which is how torchvision's ImageFolder numbers them. In any
+    other folder the images are unlabelled. Hidden files and folders are passed over.
+
+    Raises:
+        DataError: there is no such folder, no image in it, an unknown name beside known classes, or
+            images beside class folders.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"there is no folder {root}")
+    if not root.is_dir():
+        raise DataError(f"{root} is a file: give a folder of images")
+    paths = sorted(_walk(root), key=lambda path: path.as_posix())
+    if not paths:
+        raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)})")
+    loose = [path for path in paths if len(path.parts) == 1]
+    folders = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
+    names, note = _class_names(root, folders, loose, classes, outputs)
+    if names is None:
+        return Listing(root, tuple(paths), note=note)
+    index = {name: number for number, name in enumerate(names)}
+    labels = tuple(index[path.parts[0]] for path in paths)
+    return Listing(root, tuple(paths), labels, tuple(names), note)
+
+
+def _class_names(
+    root: Path,
+    folders: list[str],
+    loose: list[Path],
+    classes: Sequence[str] | None,
+    outputs: int | None,
+) -> tuple[Sequence[str] | None, str]:
+    """Return the names that the folders stand for, or None, and a note."""
+    if classes is None:
+        return _by_count(folders, loose, outputs)
+    unknown = [name for name in folders if name not in classes]
+    known = len(folders) - len(unknown)
+    if known and loose:
+        raise DataError(
+            f"{root} holds class folders and {len(loose)} images beside them ({loose[0]}, ...): "
+            f"move those into their classes, or elsewhere"
+        )
+    if known and unknown:
+        raise DataError(
+            f"{root}: no class of the checkpoint is named {_some(unknown)}; "
+            f"its classes are {_some(classes)}"
+        )
+    if folders and not known:
+        return None, (
+            f"no folder in {root} ({_some(folders)}) is named like a class of the checkpoint "
+            f"({_some(classes)}), so the images count as unlabelled."
+        )
+    return (classes if known else None), ""
+
+
+def _by_count(
+    folders: list[str], loose: list[Path], outputs: int | None
+) -> tuple[Sequence[str] | None, str]:
+    if loose or outputs is None or len(folders) != outputs or outputs < 2:
+        return None, ""
+    if all(name.isdecimal() for name in folders) and folders != sorted(folders, key=int):
+        return None, (
+            "the checkpoint names no classes, and the folders' numbers sort otherwise as text, "
+            "so the images count as unlabelled."
+        )
+    return folders, (
+        f"the checkpoint names no classes; its {outputs} outputs are taken for the "
+        f"{outputs} folders in the order of their names."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield image files below `root`, relative to it, following links but never in a circle."""
+    pending = [(root, frozenset[tuple[int, int]]())]
+    while pending:
+        folder, above = pending.pop()
+        try:
+            status = folder.stat()
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    path = folder / entry.name
+                    if entry.is_dir():
+                        pending.append((path, above | {here}))
+                    elif path.suffix.lower() in EXTENSIONS:
+                        yield path.relative_to(root)
+        except OSError as error:
+            raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None

@@ -1,0 +1,158 @@
+"""A folder of images as batches of tensors."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from adaptkit.data.decode import decode
+from adaptkit.data.folder import Listing, list_images
+from adaptkit.errors import DataError
+from adaptkit.transform import Transform
+
+Batch = Tensor | tuple[Tensor, Tensor]
+
+
+class _Item(NamedTuple):
+    """An image, or why there is none."""
+
+    image: Tensor | None
+    label: int | None
+    path: str
+    reason: str
+
+
+class _Images(Dataset[_Item]):
+    """The images of a listing at some of its indices."""
+
+    def __init__(self, listing: Listing, transform: Transform, indices: Sequence[int]) -> None:
+        self.listing, self.transform, self.indices = listing, transform, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> _Item:
+        index = self.indices[number]
+        path = self.listing.paths[index]
+        label = self.listing.labels[index] if self.listing.labels else None
+        try:
+            image = self.transform(decode(self.listing.root / path))
+        except DataError as error:
+            return _Item(None, label, path.as_posix(), str(error))
+        return _Item(image, label, path.as_posix(), "")
+
+
+class ImageLoader(DataLoader[_Item]):
+    """Batches of a folder's images, always in the same order; made by `image_folder`.
+
+    Iterating yields float32 images of shape (B, C, H, W), with int64 labels of shape (B,) where the
+    folder has class folders. An image that cannot be read is left out, and named in `skipped`.
+
+    Args:
+        listing: the images.
+        transform: from an image to a tensor.
+        indices: of the images to load, in this order; by default all.
+        batch_size: images a batch.
+        workers: processes that decode; 0 decodes in this one.
+        skipped: path -> reason, filled while iterating.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        transform: Transform,
+        *,
+        indices: Sequence[int] | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        skipped: dict[str, str] | None = None,
+    ) -> None:
+        self.listing, self.transform = listing, transform
+        self.skipped: dict[str, str] = {} if skipped is None else skipped
+        super().__init__(
+            _Images(listing, transform, range(len(listing.paths)) if indices is None else indices),
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # so that the global one is left alone
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            for items in super().__iter__():
+                good = [item for item in items if item.image is not None]
+                self.skipped.update({i.path: i.reason for i in items if i.image is None})
+                if good:
+                    yield _batch(good)
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that decodes images ended unexpectedly (out of memory?): use fewer "
+                f"workers than {self.num_workers}, or a smaller batch size"
+            ) from None
+
+    def subset(self, indices: Sequence[int]) -> "ImageLoader":
+        """Return a loader of only these images, in this order; it shares `skipped`."""
+        held = self.dataset.indices  # type: ignore[attr-defined]
+        return ImageLoader(
+            self.listing,
+            self.transform,
+            indices=[held[i] for i in indices],
+            batch_size=self.batch_size or 1,
+            workers=self.num_workers,
+            skipped=self.skipped,
+        )
+
+
+def image_folder(
+    root: str | Path,
+    *,
+    transform: Transform | None,
+    classes: Sequence[str] | None = None,
+    outputs: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> ImageLoader:
+    """Open a folder of images, with labels where its sub-folders are classes (see `list_images`).
+
+    Args:
+        root: class folders, or a flat or nested folder of unlabelled images.
+        transform: from an image to the model's input, as `Checkpoint.transform` has it.
+        classes: the names of the model's outputs, as `Checkpoint.classes` has them.
+        outputs: how many outputs the model has, for where `classes` is not known.
+        batch_size: images a batch.
+        workers: processes that decode images; 0 decodes in this one.
+
+    Raises:
+        DataError: what is wrong with the folder, or with the arguments.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("L", (8, 8)).save(f"{folder}/a.png")
+    ...     loader = image_folder(folder, transform=Transform((8, 8)))
+    ...     [batch.shape for batch in loader]
+    [torch.Size([1, 3, 8, 8])]
+    """
+    if transform is None:
+        raise DataError(
+            "Expected a transform, got None: the checkpoint does not say how images are prepared; "
+            "pass adaptkit.Transform(image_size=(height, width), ...)"
+        )
+    if batch_size < 1 or workers < 0:
+        raise DataError(
+            f"Expected batch_size of 1 or more and workers of 0 or more, "
+            f"got {batch_size} and {workers}"
+        )
+    listing = list_images(root, classes=classes, outputs=outputs)
+    return ImageLoader(listing, transform, batch_size=batch_size, workers=workers)
+
+
+def _batch(items: list[_Item]) -> Batch:
+    images = torch.stack([item.image for item in items if item.image is not None])
+    labels = [item.label for item in items if item.label is not None]
+    return (images, torch.tensor(labels)) if labels else images

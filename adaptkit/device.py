@@ -1,0 +1,32 @@
+"""Where to compute: a device that is really there."""
+
+import torch
+
+from adaptkit.errors import DeviceError
+
+
+def resolve_device(spec: str | torch.device | None = "auto") -> torch.device:
+    """Return the device that `spec` names; "auto" or None takes cuda, then mps, then the CPU.
+
+    Raises:
+        DeviceError: there is no such device on this machine.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + there
+    if spec is None or spec == "auto":
+        return torch.device(there[0])
+    try:
+        device = torch.device(spec)
+    except RuntimeError:
+        device = None
+    name = f"{device.type}:{device.index or 0}" if device else ""
+    if name not in there and (device is None or device.type not in there):
+        raise DeviceError(f"no device '{spec}' on this machine: it has {', '.join(there)}")
+    assert device is not None  # noqa: S101
+    return device
