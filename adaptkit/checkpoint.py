@@ -1,9 +1,12 @@
 """Checkpoints, format adaptkit/1 and plain state dicts, read without running code in them."""
 
+import copy
 import hashlib
 import io
 import json
+import pickle
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,7 +189,9 @@ def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tenso
             loaded = {**header, "state_dict": tensors}
             keep = {"safetensors_metadata": metadata}
         else:
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of torch's, on files that it then refuses
+                warnings.simplefilter("ignore")
+                loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             keep = {}
     except Exception as error:  # noqa: BLE001  a broken file makes the readers raise anything
         raise CheckpointError(f"{path} {_why_unreadable(error)}") from None
@@ -203,13 +208,11 @@ def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tenso
 
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
-    refused = re.search(r"GLOBAL (\S+) was not an allowed global", text) or re.search(
-        r"(?:Unsupported|Trying to (?:load|call)) (?:global|class|function)[^`\w]*`?([\w.]+)", text
-    )
-    if refused:
+    if isinstance(error, pickle.UnpicklingError):  # torch refused to run what the file asks for
+        refused = re.search(r"GLOBAL ([\w.]+)", text)
         return (
-            f"holds more than tensors, and opening it would run code ({refused[1]}): with what "
-            f"wrote it, save model.state_dict() instead"
+            f"holds more than tensors{f' ({refused[1]})' if refused else ''}, and opening it could "
+            f"run code: with what wrote it, save model.state_dict() instead"
         )
     reason = next((line for line in text.split("\n") if line.strip()), type(error).__name__)
     return f"is broken or not a checkpoint: {reason.strip()[:160]}"
@@ -332,7 +335,7 @@ def _new_header(
 def _changed(like: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
     """Take over the source's tensors, and of the model's those that differ, in the stored dtype."""
     current = norms.unwrap(model).state_dict()
-    merged = like.state_dict.copy()  # an OrderedDict keeps torch's own metadata
+    merged = copy.copy(like.state_dict)  # with the attribute in which torch keeps versions
     for key, stored in like.state_dict.items():
         new = current.get(key)
         if new is None or new.shape != stored.shape:

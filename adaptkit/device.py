@@ -21,12 +21,7 @@ def resolve_device(spec: str | torch.device | None = "auto") -> torch.device:
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + there
     if spec is None or spec == "auto":
         return torch.device(there[0])
-    try:
-        device = torch.device(spec)
-    except RuntimeError:
-        device = None
-    name = f"{device.type}:{device.index or 0}" if device else ""
-    if name not in there and (device is None or device.type not in there):
+    name = "cuda:0" if str(spec) == "cuda" else str(spec)
+    if name not in there:
         raise DeviceError(f"no device '{spec}' on this machine: it has {', '.join(there)}")
-    assert device is not None  # noqa: S101
-    return device
+    return torch.device(name)

@@ -29,7 +29,9 @@ def check_outputs(outputs: Iterable[Path], *, inputs: Iterable[Path] = (), force
                 f"{path} is also the input, which is never changed: choose another name"
             )
         if path.exists() and not force:
-            raise OutputError(f"{path} exists already: use --force to replace it, or another name")
+            raise OutputError(
+                f"{path} exists already: use --force (force=True) to replace it, or another name"
+            )
         if not folder.is_dir():
             raise OutputError(f"cannot write {path}: there is no folder {folder}")
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any
 
 import torch
@@ -43,7 +44,14 @@ class Transform:
     resize_size: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
+        sizes = (*self.image_size, 1 if self.resize_size is None else self.resize_size)
+        if not all(isinstance(s, int) and s >= 1 for s in sizes):
+            raise AdaptkitError(f"transform: sizes must be whole numbers of pixels, got {sizes}")
+        if not all(isinstance(v, (int, float)) and isfinite(v) for v in (*self.mean, *self.std)):
+            raise AdaptkitError(
+                f"transform: mean and std must be numbers, got {self.mean} and {self.std}"
+            )
+        if len(self.image_size) != 2:
             raise AdaptkitError(
                 f"transform: image_size must be (height, width), got {self.image_size}"
             )

@@ -246,11 +246,11 @@ def test_outputs_that_must_not_be_written(here: Path) -> None:
     assert adapt().exit_code == 0
     fails("source-adapted.pt exists already: use --force")
     assert adapt("--force").exit_code == 0
-    fails("source.pt is the input", "--out", "source.pt", "--force")
+    fails("source.pt is also the input", "--out", "source.pt", "--force")
     (here / "link.pt").symlink_to("source.pt")
-    fails("link.pt is the input", "--out", "link.pt", "--force")
+    fails("link.pt is also the input", "--out", "link.pt", "--force")
     os.link("source.pt", "hard.pt")
-    fails("hard.pt is the input", "--out", "hard.pt", "--force")
+    fails("hard.pt is also the input", "--out", "hard.pt", "--force")
     fails("there is no folder missing", "--out", "missing/x.pt")
     fails("Expected an output ending in .pt, .pth, .safetensors", "--out", "x.onnx")
     fails("Expected a report ending in .csv", "--out", "x.pt", "--report", "x.txt")

@@ -1,0 +1,340 @@
+"""load_checkpoint() and save_checkpoint(): what goes in comes back, and nothing in a file runs."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from adaptkit import (
+    CheckpointError,
+    OutputError,
+    Transform,
+    adapt,
+    load_checkpoint,
+    save_checkpoint,
+)
+from adaptkit.models import SmallCNN
+
+GREY = Transform(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
+X = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.fixture
+def net() -> SmallCNN:
+    torch.manual_seed(0)
+    return SmallCNN(num_classes=3, width=4).eval()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: SmallCNN) -> Path:
+    """A folder with net.pt and net.safetensors."""
+    monkeypatch.chdir(tmp_path)
+    for suffix in ("pt", "safetensors"):
+        save(net, f"net.{suffix}")
+    return tmp_path
+
+
+def save(net: nn.Module, path: str, **changes: Any) -> Path:
+    options: dict[str, Any] = {
+        "arch": "adaptkit:small_cnn",
+        "arch_kwargs": {"num_classes": 3, "width": 4},
+        "classes": ["a", "b", "ç"],
+        "transform": GREY,
+        **changes,
+    }
+    return save_checkpoint(path, net, **options)
+
+
+def fails(path: str, message: str, **options: Any) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path, **options)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+# There and back.
+
+
+@pytest.mark.parametrize("path", ["net.pt", "net.safetensors"])
+def test_what_was_saved_is_loaded(here: Path, net: SmallCNN, path: str) -> None:
+    found = load_checkpoint(path)
+    assert (found.arch, found.classes, found.transform) == (
+        "adaptkit:small_cnn",
+        ("a", "b", "ç"),
+        GREY,
+    )
+    assert found.adapted is None
+    assert not found.model.training
+    assert torch.equal(found.model(X), net(X))
+    assert found.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_the_format_is_the_documented_one(here: Path) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    assert set(content) == {"format", "arch", "arch_kwargs", "classes", "transform", "state_dict"}
+    assert content["format"] == "adaptkit/1"
+    with safe_open("net.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["adaptkit"])
+    del content["state_dict"]
+    assert header == content
+
+
+@pytest.mark.parametrize("source", ["net.pt", "net.safetensors"])
+@pytest.mark.parametrize("out", ["out.pt", "out.pth", "out.safetensors"])
+def test_an_adapted_file_differs_in_its_statistics_only(here: Path, source: str, out: str) -> None:
+    read = load_checkpoint(source)
+    adapted = adapt(read.model, [X])
+    record = {"source": source, "sha256": read.sha256, "samples": 16, "method": "adabn"}
+    save_checkpoint(out, adapted, like=read, adapted=record)
+    found = load_checkpoint(out)
+    assert found.adapted == record
+    assert (found.classes, found.transform, found.arch) == (read.classes, GREY, read.arch)
+    assert list(found.state_dict) == list(read.state_dict) or out.endswith("safetensors")
+    for key, value in read.state_dict.items():
+        assert found.state_dict[key].dtype == value.dtype
+        assert torch.equal(found.state_dict[key], value) == ("running" not in key), key
+    assert torch.equal(found.model(X), adapted(X))
+
+
+def test_a_plain_state_dict_stays_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = tmp_path / "plain.pth"
+    torch.save(resnet18(num_classes=7).state_dict(), source)
+    read = load_checkpoint(source, arch="torchvision:resnet18")
+    assert read.model.fc.out_features == 7  # type: ignore[union-attr]
+    assert read.transform is not None
+    assert read.transform.image_size == (224, 224)
+    adapted = adapt(read.model, [torch.randn(4, 3, 32, 32)])
+    out = save_checkpoint(tmp_path / "out.pth", adapted, like=read, adapted={"samples": 4})
+    theirs = torch.load(out, weights_only=True)
+    assert type(theirs) is OrderedDict
+    resnet18(num_classes=7).load_state_dict(theirs, strict=True)
+    assert theirs._metadata["bn1"] == {"version": 2}  # type: ignore[attr-defined]
+    again = load_checkpoint(out, arch="torchvision:resnet18")
+    assert again.adapted == {"samples": 4}
+    assert load_checkpoint(source, arch="torchvision:resnet18").adapted is None
+
+
+def test_a_plain_safetensors_keeps_its_own_metadata(tmp_path: Path) -> None:
+    state = resnet18(num_classes=5).state_dict()
+    save_file(state, tmp_path / "plain.safetensors", {"format": "pt", "licence": "MIT"})
+    read = load_checkpoint(tmp_path / "plain.safetensors", arch="torchvision:resnet18")
+    out = save_checkpoint(tmp_path / "out.safetensors", read.model, like=read)
+    assert all(torch.equal(v, state[k]) for k, v in load_file(out).items())
+    with safe_open(out, framework="pt") as file:
+        assert file.metadata()["licence"] == "MIT"
+    again = load_checkpoint(out, arch="torchvision:resnet18")
+    assert again.adapted is not None
+    assert again.adapted["source"] == "plain.safetensors"
+
+
+def test_half_precision_and_missing_counters_stay_as_they_are(here: Path, net: SmallCNN) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    content["state_dict"] = {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in content["state_dict"].items()
+        if not k.endswith("num_batches_tracked")
+    }
+    torch.save(content, "half.pt")
+    read = load_checkpoint("half.pt")
+    assert next(read.model.parameters()).dtype == torch.float32
+    save_checkpoint("out.pt", adapt(read.model, [X]), like=read)
+    found = torch.load("out.pt", weights_only=True)["state_dict"]
+    assert list(found) == list(content["state_dict"])
+    assert {v.dtype for v in found.values()} == {torch.float16}
+    same = [k for k in found if torch.equal(found[k], content["state_dict"][k])]
+    assert same == [k for k in found if "running" not in k]
+
+
+def test_fields_that_are_not_ours_survive(here: Path) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    torch.save({**content, "epoch": 12}, "more.pt")
+    read = load_checkpoint("more.pt")
+    save_checkpoint("out.pt", read.model, like=read)
+    assert torch.load("out.pt", weights_only=True)["epoch"] == 12
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg11_bn", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"]
+)
+def test_the_class_count_comes_from_the_file(tmp_path: Path, name: str) -> None:
+    from adaptkit.architectures import build
+
+    torch.save(build(f"torchvision:{name}", {"num_classes": 4}).state_dict(), tmp_path / "x.pth")
+    model = load_checkpoint(tmp_path / "x.pth", arch=f"torchvision:{name}").model
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
+# What saving refuses.
+
+
+def test_saving_refuses(here: Path, net: SmallCNN) -> None:
+    with pytest.raises(OutputError, match=r"net\.pt exists already"):
+        save(net, "net.pt")
+    save(net, "net.pt", force=True)
+    read = load_checkpoint("net.pt")
+    with pytest.raises(OutputError, match="is also the input"):
+        save_checkpoint("net.pt", net, like=read, force=True)
+    with pytest.raises(OutputError, match=r"ending in \.pt, \.pth, \.safetensors"):
+        save(net, "net.onnx")
+    with pytest.raises(CheckpointError, match="give arch= or like="):
+        save_checkpoint("x.pt", net)
+    with pytest.raises(CheckpointError, match=r"does not fit adaptkit:small_cnn: .*another shape"):
+        save(net, "x.pt", arch_kwargs={"num_classes": 9, "width": 4})
+    with pytest.raises(CheckpointError, match=r"not of net\.pt's form: 'features\.0\.weight'"):
+        save_checkpoint("x.pt", SmallCNN(), like=read)
+    assert not Path("x.pt").exists()
+
+
+# What loading refuses.
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("content", [Evil(), {"state_dict": Evil()}, [Evil()]])
+@pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_code_never_runs(here: Path, content: Any, write: Any) -> None:
+    write(content, here / "evil.pt")
+    fails(
+        "evil.pt",
+        r"evil\.pt holds more than tensors.*, and opening it could run code: .*state_dict\(\)",
+    )
+    assert not Path("executed").exists()
+
+
+def test_what_would_have_run_is_named(here: Path) -> None:
+    torch.save(Evil(), "evil.pt")
+    fails("evil.pt", r"holds more than tensors \((posix|nt)\.system\)")
+
+
+def test_a_whole_pickled_model_says_how_to_save_it(here: Path, net: SmallCNN) -> None:
+    torch.save(net, "whole.pt")
+    fails("whole.pt", r"SmallCNN\), and .*: with what wrote it, save model\.state_dict\(\)")
+
+
+def test_files_that_are_no_checkpoints(here: Path) -> None:
+    fails("missing.pt", r"there is no checkpoint missing\.pt")
+    Path("folder.pt").mkdir()
+    fails("folder.pt", "is not a file")
+    os.mkfifo("pipe.pt")
+    fails("pipe.pt", "is not a file")
+    for name, content in {
+        "empty.pt": b"",
+        "text.pt": b"hello, these are no weights\n" * 9,
+        "text.safetensors": b"hello, these are no weights\n",
+        "json.safetensors": b"\x20\0\0\0\0\0\0\0{not json at all, in any way   }",
+        "huge.safetensors": b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
+    }.items():
+        Path(name).write_bytes(content)
+        fails(name, r"is empty" if not content else "is broken or not a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, not a state dict"),
+        ({}, "an empty state dict"),
+        ({"epoch": 3, "net": {}}, r"neither of format adaptkit/1 nor .*its keys: epoch, net"),
+        ({"w": torch.zeros(2), "lr": 0.1}, "nor a plain state dict of tensors"),
+        ({1: torch.zeros(2)}, "nor a plain state dict"),
+        ({"w": torch.zeros(2)}, "does not say which architecture.*--arch"),
+    ],
+)
+def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str) -> None:
+    torch.save(content, "x.pt")
+    fails("x.pt", message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "adaptkit/2"}, r"of format adaptkit/2, and this.* install a newer"),
+        ({"format": "other"}, "unknown format 'other'; expected adaptkit/1"),
+        ({"arch": None}, "does not say which architecture"),
+        ({"arch": 3}, "expected 'arch' to be a str, got int"),
+        ({"arch": "adaptkit:small_cn"}, r"unknown architecture.*did you mean adaptkit:small_cnn\?"),
+        ({"arch": "timmy:x"}, r"expected adaptkit:NAME or torchvision:NAME"),
+        ({"arch": "torchvision:resnet81"}, "did you mean torchvision:resnet"),
+        ({"arch_kwargs": [1]}, "expected 'arch_kwargs' to be a dict"),
+        ({"arch_kwargs": {"depth": 3}}, "does not take {'depth': 3}"),
+        ({"classes": "abc"}, "expected 'classes' to be a list"),
+        ({"classes": [1, 2]}, "'classes' to be a list of names"),
+        ({"transform": {"image_size": [0, 0]}}, r"x\.pt: transform: sizes must be"),
+        ({"state_dict": {}}, "an empty state dict"),
+        ({"state_dict": [1]}, "holds a list"),
+    ],
+)
+def test_malformed_fields_are_named(here: Path, changes: dict[str, Any], message: str) -> None:
+    torch.save({**torch.load("net.pt", weights_only=True), **changes}, "x.pt")
+    fails("x.pt", message)
+
+
+def test_keys_that_do_not_fit_are_named_with_their_number(here: Path) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    state: dict[str, Tensor] = content["state_dict"]
+    moved = {k.replace("classifier", "head"): v for k, v in state.items()}
+    moved["features.0.weight"] = torch.zeros(1, 2)
+    torch.save({**content, "state_dict": moved}, "x.pt")
+    fails(
+        "x.pt",
+        r"2 missing \(classifier\.weight, classifier\.bias\); "
+        r"2 unexpected \(head\.weight, head\.bias\); "
+        r"1 of another shape \(features\.0\.weight \(1, 2\) for \(4, 1, 3, 3\)\)",
+    )
+    torch.save({"a": state["features.0.weight"]}, "x.pt")
+    fails("x.pt", r"22 missing \(\S+, \S+, \S+, \.\.\.\)", arch="adaptkit:small_cnn")
+
+
+@pytest.mark.parametrize(
+    ("buffer", "value", "message"),
+    [
+        ("running_mean", torch.nan, "NaN or infinity"),
+        ("running_var", torch.inf, "NaN or infinity"),
+        ("running_var", -1.0, "a negative variance"),
+    ],
+)
+def test_bad_statistics_name_their_layer(
+    here: Path, buffer: str, value: float, message: str
+) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    content["state_dict"][f"features.4.{buffer}"][1] = value
+    torch.save(content, "x.pt")
+    fails("x.pt", rf"norm layer 'features\.4' hold {message}")
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_damage_never_ends_in_anything_but_a_clear_error(here: Path, name: str) -> None:
+    content = Path(name).read_bytes()
+    rng = random.Random(0)
+    damaged = [content[: rng.randrange(len(content))] for _ in range(30)]
+    for _ in range(90):
+        where, bit = rng.randrange(min(len(content), 4000)), 1 << rng.randrange(8)
+        damaged.append(content[:where] + bytes([content[where] ^ bit]) + content[where + 1 :])
+    for number, sample in enumerate(damaged):
+        path = Path(f"damaged{number}").with_suffix(Path(name).suffix)
+        path.write_bytes(sample)
+        with contextlib.suppress(CheckpointError):
+            load_checkpoint(path)
+
+
+def test_the_fuzz_would_notice(here: Path) -> None:
+    """Loading as others do it does raise other things on the same damage."""
+    content = Path("net.pt").read_bytes()
+    with pytest.raises(RuntimeError):
+        torch.load(io.BytesIO(content[:100]), weights_only=True)

@@ -1,0 +1,129 @@
+"""decode() on every mode that Pillow writes, and on files that are broken."""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adaptkit import DataError
+from adaptkit.data import decode
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+ALPHA = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+
+
+def saved(folder: Path, image: Image.Image, suffix: str = ".png", **options: Any) -> Path:
+    path = folder / f"image{suffix}"
+    image.save(path, **options)
+    return path
+
+
+def test_grey_and_rgb_are_left_alone(tmp_path: Path) -> None:
+    for pixels, mode in ((GREY, "L"), (RGB, "RGB")):
+        image = decode(saved(tmp_path, Image.fromarray(pixels)))
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    image = decode(saved(tmp_path, Image.fromarray(deep), suffix))
+    assert image.mode == "L"
+    assert np.asarray(image).tolist() == [[0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize(("colour", "mode"), [(RGB, "RGB"), (GREY, "L")])
+def test_transparency_is_laid_on_white(tmp_path: Path, colour: np.ndarray, mode: str) -> None:
+    image = decode(saved(tmp_path, Image.fromarray(np.dstack([colour, ALPHA]))))
+    assert image.mode == mode
+    share = (ALPHA / 255)[..., None] if mode == "RGB" else ALPHA / 255
+    expected = colour * share + 255 * (1 - share)
+    assert np.abs(np.asarray(image) - expected).max() <= 1.01
+
+
+def test_palettes(tmp_path: Path) -> None:
+    picture = Image.fromarray(RGB).quantize(16)
+    image = decode(saved(tmp_path, picture))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(picture.convert("RGB")))
+    see_through = decode(saved(tmp_path, picture, transparency=0))
+    hidden = np.asarray(picture) == 0
+    assert hidden.any()
+    assert (np.asarray(see_through)[hidden] == 255).all()
+
+
+def test_one_bit_and_cmyk(tmp_path: Path) -> None:
+    image = decode(saved(tmp_path, Image.fromarray(GREY > 99)))
+    assert image.mode == "L"
+    np.testing.assert_array_equal(np.asarray(image) == 255, GREY > 99)
+    flat = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # no cyan, all magenta and yellow: red
+    red = np.asarray(decode(saved(tmp_path, flat, ".jpg")))
+    assert np.abs(red.mean((0, 1)) - [255, 0, 0]).max() < 3
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    image = decode(saved(tmp_path, Image.fromarray(RGB), exif=exif))
+    np.testing.assert_array_equal(np.asarray(image), np.rot90(RGB, -1))
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
+    frames = [Image.new("L", (4, 4), value) for value in (50, 200)]
+    image = decode(saved(tmp_path, frames[0], ".gif", save_all=True, append_images=frames[1:]))
+    assert set(np.asarray(image.convert("L")).ravel()) == {50}
+
+
+def bomb() -> bytes:
+    """Write a PNG of a few bytes that declares 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def half(folder: Path, suffix: str) -> bytes:
+    noise = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = saved(folder, Image.fromarray(noise), suffix).read_bytes()
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("text", "not an image"),
+        ("empty", "not an image"),
+        ("bomb", "too many pixels"),
+        ("missing", "not there any more"),
+        ("folder", "Is a directory"),
+        (".jpg", "truncated"),
+        (".png", "truncated"),
+        ("float", "no defined range"),
+        ("integer", "no defined range"),
+    ],
+)
+def test_what_cannot_be_read_has_a_reason_in_one_line(
+    tmp_path: Path, kind: str, reason: str
+) -> None:
+    path = tmp_path / "bad.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind in ("float", "integer"):
+        values = np.full((2, 2), -1, dtype=np.float32 if kind == "float" else np.int32)
+        path = saved(tmp_path, Image.fromarray(values), ".tif")
+    elif kind != "missing":
+        content = {"text": b"hello", "empty": b"", "bomb": bomb()}
+        path.write_bytes(content[kind] if kind in content else half(tmp_path, kind))
+    with pytest.raises(DataError, match=reason) as caught:
+        decode(path)
+    assert "\n" not in str(caught.value)

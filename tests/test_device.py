@@ -1,0 +1,30 @@
+"""resolve_device()."""
+
+import pytest
+import torch
+
+from adaptkit import DeviceError
+from adaptkit.device import resolve_device
+
+
+def test_auto_takes_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device(None) == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == torch.device("cuda:0")
+    assert resolve_device("cuda") == torch.device("cuda:0")
+    assert resolve_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    with pytest.raises(DeviceError, match=r"no device 'cuda:7' .* it has cuda:0, cuda:1, mps, cpu"):
+        resolve_device("cuda:7")
+
+
+@pytest.mark.parametrize("spec", ["cuda", "cuda:0", "mps", "warp", "", "meta"])
+def test_what_is_not_there(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=rf"no device '{spec}' on this machine: it has cpu"):
+        resolve_device(spec)

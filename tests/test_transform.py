@@ -1,0 +1,72 @@
+"""Transform against torchvision's own published presets, and its record."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.models import get_model_weights
+
+from adaptkit import AdaptkitError, Transform
+from adaptkit.architectures import default_transform
+
+PICTURE = Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+).resize((640, 480), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "inception_v3"])
+def test_crop_is_the_published_evaluation_transform(name: str) -> None:
+    transform = default_transform(f"torchvision:{name}")
+    assert transform is not None
+    theirs = get_model_weights(name)["DEFAULT"].transforms()(PICTURE)
+    torch.testing.assert_close(transform(PICTURE), theirs)
+
+
+def test_stretch_resizes_whatever_the_aspect() -> None:
+    transform = Transform(image_size=(30, 20), channels=1, mean=(0.0,), std=(1.0,))
+    expected = np.asarray(PICTURE.convert("L").resize((20, 30), Image.Resampling.BILINEAR)) / 255
+    np.testing.assert_allclose(transform(PICTURE)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1)])
+def test_channels_are_converted(mode: str, channels: int) -> None:
+    transform = Transform((8, 8), channels, (0.0,) * channels, (1.0,) * channels)
+    x = transform(Image.new(mode, (8, 8), "white"))
+    assert x.shape == (channels, 8, 8)
+    assert x.eq(1).all()
+
+
+sizes = st.integers(1, 500)
+numbers = st.floats(0.01, 1)
+
+
+@given(
+    sizes, sizes, st.lists(numbers, min_size=3, max_size=3), st.sampled_from(["stretch", "crop"])
+)
+def test_the_record_reads_back(h: int, w: int, values: list[float], resize: str) -> None:
+    transform = Transform((h, w), 3, tuple(values), tuple(values), resize, h)
+    assert Transform.from_dict(transform.to_dict()) == transform
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": [0, 3]}, "whole numbers of pixels"),
+        ({"image_size": [3]}, r"image_size must be \(height, width\)"),
+        ({"image_size": 3}, "transform: "),
+        ({"channels": 2}, "channels must be 1 or 3, got 2"),
+        ({"mean": [0.5]}, "one number for each of 3 channels"),
+        ({"std": [1.0, 0.0, 1.0]}, "std must be positive"),
+        ({"mean": ["a", "b", "c"]}, "mean and std must be numbers"),
+        ({"resize": "melt"}, "resize must be one of stretch, crop"),
+        ({"resize_size": "big"}, "whole numbers of pixels"),
+        ({"colour": 1}, r"unknown fields \['colour'\]"),
+    ],
+)
+def test_a_bad_record_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdaptkitError, match=message):
+        Transform.from_dict({**Transform((8, 8)).to_dict(), **changes})
