@@ -137,8 +137,8 @@ def print_demo(demo: "Demo") -> None:
     main = demo.runs["target"]
     out.print(
         f"The images are real: scikit-learn's 1,797 handwritten digits. The net was\n"
-        f"trained on {TRAINED_ON} of them here, the other {main.images} are the target. The shifts are\n"
-        f"synthetic.\n"
+        f"trained on {TRAINED_ON} of them here, the other {main.images} are the target. "
+        f"The shifts are\nsynthetic.\n"
     )
     out.print(f"$ {demo.command}", soft_wrap=True)
     print_run(main)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from adaptkit.moments import Moments
 
@@ -84,7 +85,7 @@ def test_no_values_and_one_value() -> None:
     assert Moments.of(torch.empty(3, 2, 0, 5)).count == 0
     one = Moments.of(torch.tensor([[4.0, -1.0]]))
     assert (one.count, one.mean.tolist(), one.m2.tolist()) == (1, [4.0, -1.0], [0.0, 0.0])
-    with pytest.raises(ValueError, match="more than 1 values for the variance, got 1"):
+    with pytest.raises(ValueError, match="two values or more for the variance, got 1"):
         one.variance()
 
 
@@ -115,3 +116,88 @@ def test_wrong_input_is_named(x: torch.Tensor) -> None:
 def test_channels_must_agree() -> None:
     with pytest.raises(ValueError, match=r"same channels, got \(2,\) and \(3,\)"):
         Moments.empty(2) + Moments.empty(3)
+
+
+# Weights and standard errors.
+
+
+@given(seeds, st.lists(st.integers(0, 4), min_size=2, max_size=12))
+def test_a_whole_weight_is_a_repetition(seed: int, repeats: list[int]) -> None:
+    x, times = sample(seed, len(repeats), 2, 3), torch.tensor(repeats)
+    if times.sum() < 2:
+        return
+    weighted = Moments.of(x, weight=times.double())
+    repeated = Moments.of(x.repeat_interleave(times, 0))
+    torch.testing.assert_close(weighted.mean, repeated.mean)
+    torch.testing.assert_close(weighted.m2, repeated.m2)
+    assert weighted.weight == repeated.count
+
+
+@given(seeds, splits, st.floats(0.1, 10))
+def test_only_the_ratio_of_weights_matters_and_they_merge(
+    seed: int, sizes: list[int], scale: float
+) -> None:
+    n = sum(sizes)
+    x, w = sample(seed, n, 2, 3, loc=4), sample(seed + 1, n).square() + 0.1
+    whole = Moments.of(x, weight=w)
+    parts = [Moments.of(a, weight=b) for a, b in zip(x.split(sizes), w.split(sizes), strict=True)]
+    merged = sum(parts[1:], parts[0])
+    assert_same(merged, whole)
+    torch.testing.assert_close(merged.scatter, whole.scatter, rtol=1e-8, atol=1e-8)
+    if n > 1:
+        torch.testing.assert_close(Moments.of(x, weight=w * scale).variance(), whole.variance())
+        for a, b in zip(
+            Moments.of(x, weight=w * scale).standard_error(), merged.standard_error(), strict=True
+        ):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("weight", [torch.ones(3), -torch.ones(4), torch.full((4,), torch.inf)])
+def test_bad_weights(weight: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="4 finite numbers of 0 or more, one a sample"):
+        Moments.of(torch.zeros(4, 2), weight=weight)
+
+
+def test_without_clusters_the_errors_are_the_textbooks() -> None:
+    x = sample(5, 400, 3, scale=2)
+    mean, log_variance = Moments.of(x).standard_error()
+    np.testing.assert_allclose(mean, x.numpy().std(0, ddof=1) / 20)
+    kurtosis = stats.kurtosis(x.numpy(), fisher=False)
+    np.testing.assert_allclose(log_variance, np.sqrt((kurtosis - 1) / 399), rtol=1e-6)
+
+
+def test_the_errors_are_those_of_the_jackknife_over_samples() -> None:
+    x = sample(6, 60, 2, 5, loc=3) * torch.linspace(0.5, 2, 60).view(-1, 1, 1)
+    leave_one_out = [Moments.of(torch.cat([x[:i], x[i + 1 :]])) for i in range(60)]
+    means = np.stack([m.mean.numpy() for m in leave_one_out])
+    logs = np.stack([m.variance().log().numpy() for m in leave_one_out])
+    found = Moments.of(x).standard_error()
+    for error, values in zip(found, (means, logs), strict=True):
+        np.testing.assert_allclose(error, values.std(0) * np.sqrt(59), rtol=0.06)
+
+
+@pytest.mark.parametrize("images", [64, 256])
+def test_the_intervals_cover_at_their_level(images: int) -> None:
+    """Pixels of one image share a brightness and a contrast, so they are far from independent."""
+    rng = np.random.default_rng(images)
+    channels, pixels = 400, 49
+    brightness = rng.normal(0, 1, (images, channels, 1))
+    contrast = np.exp(rng.normal(0, 0.3, (images, channels, 1)))
+    x = torch.from_numpy(brightness + contrast * rng.normal(0, 1, (images, channels, pixels)))
+    m = Moments.of(x)
+    mean_error, log_error = m.standard_error()
+    truth = np.log(1 + np.exp(2 * 0.3**2))
+    inside_mean = (m.mean.abs() < 1.96 * mean_error).double().mean()
+    inside_log = ((m.variance().log() - truth).abs() < 1.96 * log_error).double().mean()
+    assert 0.91 < inside_mean < 0.98
+    assert 0.90 < inside_log < 0.98
+    naive = m.variance().sqrt() / (images * pixels) ** 0.5
+    assert (m.mean.abs() < 1.96 * naive).double().mean() < 0.5  # as if pixels were independent
+
+
+def test_errors_that_are_not_known() -> None:
+    one = Moments.of(torch.randn(1, 2, 5)).standard_error()
+    assert all(bool(e.isnan().all()) for e in one)
+    mean, log_variance = Moments.of(torch.ones(4, 1, 3)).standard_error()
+    assert mean.item() == 0
+    assert log_variance.isnan().all()

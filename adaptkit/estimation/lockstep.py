@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from adaptkit import norms
 from adaptkit.errors import EstimationError
 from adaptkit.estimation.coroutine import Coroutine
-from adaptkit.moments import Moments
+from adaptkit.moments import Moments, PerSample
 
 
 class _Arrival(NamedTuple):
     """A micro-batch stands before a norm layer, and these are the moments of what it brings."""
 
     layer: str
-    moments: Moments
+    moments: PerSample
 
 
 def lockstep(
@@ -27,6 +27,7 @@ def lockstep(
     micro_batches: Sequence[Any],
     forward: Callable[[nn.Module, Any], Any],
     *,
+    weight: Tensor | None = None,
     visits: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Moments]:
@@ -45,6 +46,7 @@ def lockstep(
         layers: name -> module, each called by every micro-batch or by none.
         micro_batches: what `forward` takes, on the model's device.
         forward: runs one micro-batch through the model; what it returns is dropped.
+        weight: shape (N,), one for each sample of all micro-batches in order.
         visits: stop after so many visits to norm layers, if it is known that no more come.
         progress: called with the number of layers done.
 
@@ -56,6 +58,7 @@ def lockstep(
     found: dict[str, Moments] = {}
     done = 0
     state = _ThreadState()
+    scratch = _Scratch()
     running: list[Coroutine[_Arrival]] = []
 
     def run(batch: Any) -> None:
@@ -70,7 +73,7 @@ def lockstep(
                 f"norm layer '{name}' was called on a thread that the model started itself, "
                 f"which exact estimation cannot follow"
             )
-        here.suspend(_Arrival(name, _moments(name, x)))
+        here.suspend(_Arrival(name, _moments(name, x, scratch)))
 
     hooks = [
         layer.register_forward_pre_hook(partial(arrive, name), with_kwargs=True)
@@ -80,9 +83,8 @@ def lockstep(
     try:
         while done != visits and (arrivals := _advance(running)):
             name = arrivals[0].layer
-            for arrival in arrivals:
-                here = arrival.moments
-                found[name] = found[name] + here if name in found else here
+            here = _pooled(name, [arrival.moments for arrival in arrivals], weight)
+            found[name] = found[name] + here if name in found else here
             _write(name, layers[name], found[name])
             done += 1
             if progress:
@@ -113,11 +115,21 @@ def _at(name: str | None) -> str:
     return "the end" if name is None else f"layer '{name}'"
 
 
-def _moments(name: str, x: Any) -> Moments:
+def _moments(name: str, x: Any, scratch: "_Scratch") -> PerSample:
     if not isinstance(x, Tensor) or x.ndim < 2:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise EstimationError(f"norm layer '{name}' expected (N, C, ...) input, got {shape}")
-    return Moments.of(x)
+    return PerSample.of(x, scratch=scratch.like(x))
+
+
+def _pooled(name: str, parts: Sequence[PerSample], weight: Tensor | None) -> Moments:
+    rows = sum(len(part.mean) for part in parts)
+    if weight is not None and rows != len(weight):
+        raise EstimationError(
+            f"norm layer '{name}' sees {rows} rows for {len(weight)} samples, so the samples' "
+            f"weights cannot be told apart there"
+        )
+    return Moments.pooled(parts, weight=weight)
 
 
 def _write(name: str, layer: nn.Module, moments: Moments) -> None:
@@ -132,6 +144,21 @@ def _write(name: str, layer: nn.Module, moments: Moments) -> None:
             f"data, or the data holds NaN"
         )
     norms.replace(layer, moments.mean, moments.variance())
+
+
+class _Scratch:
+    """Memory that the kernels may overwrite, kept for the run and grown to the largest layer."""
+
+    def __init__(self) -> None:
+        self._held: dict[torch.dtype, Tensor] = {}
+
+    def like(self, x: Tensor) -> Tensor | None:
+        if x.device.type != "cpu":
+            return None
+        held = self._held.get(x.dtype)
+        if held is None or held.numel() < x.numel():
+            held = self._held[x.dtype] = torch.empty(x.numel(), dtype=x.dtype)
+        return held
 
 
 class _ThreadState:
