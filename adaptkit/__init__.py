@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from adaptkit.errors import DeviceError as DeviceError
     from adaptkit.errors import EstimationError as EstimationError
     from adaptkit.errors import OutputError as OutputError
+    from adaptkit.estimation import Certificate as Certificate
+    from adaptkit.estimation import DomainBank as DomainBank
+    from adaptkit.estimation import OnlineAdapter as OnlineAdapter
     from adaptkit.estimation import Statistics as Statistics
+    from adaptkit.estimation import certify as certify
     from adaptkit.estimation import estimate as estimate
     from adaptkit.evaluation import Evaluation as Evaluation
     from adaptkit.evaluation import evaluate as evaluate
@@ -34,19 +38,23 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AdaptkitError": "errors",
+    "Certificate": "estimation",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "DataError": "errors",
     "DeviceError": "errors",
     "EstimationError": "errors",
+    "DomainBank": "estimation",
     "Evaluation": "evaluation",
     "ImageLoader": "data",
     "Moments": "moments",
+    "OnlineAdapter": "estimation",
     "OutputError": "errors",
     "Report": "report",
     "Statistics": "estimation",
     "Transform": "transform",
     "adapt": "adaptation",
+    "certify": "estimation",
     "compare": "report",
     "estimate": "estimation",
     "evaluate": "evaluation",

@@ -81,23 +81,30 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def take(batch: Any, rows: Tensor) -> Any:
-    """Return a batch with only some of its rows (a 1-D index or mask), its structure kept.
+    """Return a batch with only some of its samples (a 1-D index or mask), its structure kept.
+
+    What has another length than the batch's input stays as it is.
 
     >>> take({"x": torch.tensor([5, 6, 7]), "id": ["a", "b", "c"]}, torch.tensor([0, 2]))
     {'x': tensor([5, 7]), 'id': ['a', 'c']}
     """
-    if isinstance(batch, Tensor):
-        return batch[rows.to(batch.device)] if batch.ndim else batch
-    if isinstance(batch, Mapping):
-        return {k: take(v, rows) for k, v in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(take(v, rows) for v in batch))
-    if isinstance(batch, (list, tuple)) and any(isinstance(v, (Tensor, Mapping)) for v in batch):
-        return type(batch)(take(v, rows) for v in batch)
-    if isinstance(batch, (list, tuple)):
-        index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
-        return type(batch)(batch[i] for i in index.tolist())
-    return batch
+    index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+    return _taken(batch, index.cpu(), len(inputs_of(batch)))
+
+
+def _taken(value: Any, index: Tensor, size: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[index.to(value.device)] if value.ndim and len(value) == size else value
+    if isinstance(value, Mapping):
+        return {k: _taken(v, index, size) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_taken(v, index, size) for v in value))
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(v, (Tensor, Mapping)) for v in value):
+            return type(value)(_taken(v, index, size) for v in value)
+        if len(value) == size:
+            return type(value)(value[i] for i in index.tolist())
+    return value
 
 
 def device_of(model: nn.Module) -> torch.device:

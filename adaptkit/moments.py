@@ -26,17 +26,12 @@ class PerSample:
     m2: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, *, scratch: Tensor | None = None) -> "PerSample":
+    def of(cls, x: Tensor) -> "PerSample":
         """Return the moments of each sample of `x`, shape (N, C) or (N, C, …), any floating dtype.
 
         Taken sample by sample they are as fast as taken at once and more exact: torch's kernel sums
         channels-last input in float32, which over 200,000 values costs 2e-5 in the log-variance,
         and over those of one image, merged in float64, 6e-7.
-
-        Args:
-            x: the values.
-            scratch: memory of at least the size and of the dtype of `x` that may be overwritten;
-                on a CPU fresh memory costs more than the arithmetic.
 
         Raises:
             ValueError: `x` has fewer than two dimensions or is not floating.
@@ -55,7 +50,7 @@ class PerSample:
             nothing = x.new_zeros(n, channels)
             return cls(values, nothing, nothing)
         if x.dtype != torch.float64:
-            mean, variance = _kernel(x, scratch)
+            mean, variance = _kernel(x)
             if not bool((mean.abs() > _FLOAT32_MEAN_TO_STD * variance.sqrt()).any()):
                 return cls(values, mean, _double(variance) * (values - 1))
         variance, mean = torch.var_mean(_double(x).flatten(2), 2, correction=0)
@@ -118,10 +113,20 @@ class Moments:
         return cls.pooled([PerSample.of(x)], weight=weight)
 
     @classmethod
-    def pooled(cls, parts: Sequence[PerSample], *, weight: Tensor | None = None) -> "Moments":
+    def pooled(
+        cls,
+        parts: Sequence[PerSample],
+        *,
+        weight: Tensor | None = None,
+        within: bool = False,
+    ) -> "Moments":
         """Return the moments over all samples of `parts`, in order; `weight` as in `of`.
 
-        The parts may differ in how many values their samples have.
+        The parts may differ in how many values their samples have. With `within`, the variance is
+        the mean of the samples' own unbiased variances, without the spread between samples.
+
+        Raises:
+            ValueError: `weight` is wrong (see `of`), or samples of one value have no variance.
         """
         mean_i = torch.cat([_double(part.mean) for part in parts])
         m2_i = torch.cat([_double(part.m2) for part in parts])
@@ -137,13 +142,17 @@ class Moments:
         guess = mean_i[0]
         mean = guess + share @ (mean_i - guess) / total
         deviation = mean_i - mean
-        squares = m2_i + n_i[:, None] * deviation.square()
-        v = (
-            torch.stack([n_i[:, None].expand_as(mean_i), n_i[:, None] * deviation, squares])
-            * w_i[:, None]
-        )
-        scatter = torch.einsum("inc,jnc->ijc", v, v)
-        return cls(count, total, mean, v[2].sum(0), int((w_i > 0).sum()), scatter)
+        if within:
+            if bool((n_i < 2).any()):
+                raise ValueError("Expected two values or more in each sample for its variance")
+            # (count − 1) / count is what `variance` takes away again.
+            squares = m2_i * (n_i / (n_i - 1) * (count - 1) / count)[:, None]
+        else:
+            squares = m2_i + n_i[:, None] * deviation.square()
+        weighted = w_i[:, None] * n_i[:, None]
+        scatter = _outer(weighted.expand_as(mean_i), weighted * deviation, w_i[:, None] * squares)
+        m2 = w_i @ squares
+        return cls(count, total, mean, m2, int((w_i > 0).sum()), scatter)
 
     @classmethod
     def empty(cls, channels: int, *, device: torch.device | str = "cpu") -> "Moments":
@@ -156,6 +165,17 @@ class Moments:
         return cls(0, 0.0, zeros, zeros.clone(), 0, zeros.expand(3, 3, -1).clone())
 
     def __add__(self, other: "Moments") -> "Moments":
+        return self.merge(other)
+
+    def merge(self, other: "Moments", *, within: bool = False) -> "Moments":
+        """Return the moments of both sets of values; `a + b` is ``a.merge(b)``.
+
+        With `within`, both variances are means of the samples' own (see `pooled`), and the spread
+        between samples stays out of their merged one.
+
+        Raises:
+            ValueError: they have different numbers of channels.
+        """
         if self.mean.shape != other.mean.shape:
             raise ValueError(
                 f"Expected moments of the same channels, got {tuple(self.mean.shape)} "
@@ -166,13 +186,15 @@ class Moments:
         weight = self.weight + other.weight
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.weight / weight)
+        between = delta.square() * (self.weight * other.weight / weight)
         return Moments(
             self.count + other.count,
             weight,
             mean,
-            self.m2 + other.m2 + delta.square() * (self.weight * other.weight / weight),
+            self.m2 + other.m2 + (0 if within else between),
             self.samples + other.samples,
-            _about(self.scatter, self.mean - mean) + _about(other.scatter, other.mean - mean),
+            _about(self.scatter, self.mean - mean, within)
+            + _about(other.scatter, other.mean - mean, within),
         )
 
     def variance(self) -> Tensor:
@@ -220,55 +242,39 @@ class Moments:
         return bool(self.mean.isfinite().all() and self.m2.isfinite().all())
 
 
-def _kernel(x: Tensor, scratch: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of each sample, float32 (N, C), by torch's batch-norm kernel."""
+def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each sample, float32 (N, C), without a copy of `x` on a CPU."""
     n, channels = x.shape[:2]
-    mean, variance = torch.zeros(2, n, channels, dtype=torch.float32, device=x.device)
+    if x.device.type != "cpu":
+        variance, mean = torch.var_mean(x.flatten(2).float(), 2)
+        return mean, variance
+    mean, variance = torch.zeros(2, n, channels, dtype=torch.float32)
     if x.is_contiguous():
         # As one sample of N·C channels: one call, and each map stays in the cache for both passes.
         flat = x.reshape(1, n * channels, *x.shape[2:])
-        _batch_norm(flat, mean.view(-1), variance.view(-1), scratch)
+        torch.batch_norm_update_stats(flat, mean.view(-1), variance.view(-1), 1.0)
     else:
         for i in range(n):
-            _batch_norm(x[i : i + 1], mean[i], variance[i], scratch)
+            torch.batch_norm_update_stats(x[i : i + 1], mean[i], variance[i], 1.0)
     return mean, variance
 
 
-def _batch_norm(x: Tensor, mean: Tensor, variance: Tensor, scratch: Tensor | None) -> None:
-    """Fill `mean` and `variance`; the normalised values go to `scratch`, or to waste."""
-    if scratch is None or x.device.type != "cpu":
-        torch.native_batch_norm(x, None, None, mean, variance, True, 1.0, 0.0)
-        return
-    out = scratch[: x.numel()].as_strided(x.shape, x.stride())
-    saved = torch.empty_like(mean), torch.empty_like(mean)
-    torch.ops.aten.native_batch_norm.out(
-        x,
-        None,
-        None,
-        mean,
-        variance,
-        True,
-        1.0,
-        0.0,
-        out=out,
-        save_mean=saved[0],
-        save_invstd=saved[1],
-    )
+def _outer(*v: Tensor) -> Tensor:
+    """Return Σ v·vᵀ over the samples of v's three entries, each (N, C), as (3, 3, C)."""
+    products = {(i, j): (v[i] * v[j]).sum(0) for i in range(3) for j in range(i, 3)}
+    rows = [[products[min(i, j), max(i, j)] for j in range(3)] for i in range(3)]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
-def _about(scatter: Tensor, shift: Tensor) -> Tensor:
+def _about(scatter: Tensor, shift: Tensor, within: bool) -> Tensor:
     """Return the scatter about a mean that lies `shift` below its own: v becomes T·v.
 
-    Σ(x − m + s) = a + s·n and Σ(x − m + s)² = q + 2s·a + s²·n.
+    Σ(x − m + s) = a + s·n and Σ(x − m + s)² = q + 2s·a + s²·n; `within` samples, q stays.
     """
     one, zero = torch.ones_like(shift), torch.zeros_like(shift)
-    t = torch.stack(
-        [
-            torch.stack([one, zero, zero]),
-            torch.stack([shift, one, zero]),
-            torch.stack([shift.square(), 2 * shift, one]),
-        ]
-    )
+    squares = [zero, zero, one] if within else [shift.square(), 2 * shift, one]
+    rows = [[one, zero, zero], [shift, one, zero], squares]
+    t = torch.stack([torch.stack(row) for row in rows])
     return torch.einsum("iac,abc,jbc->ijc", t, scatter, t)
 
 

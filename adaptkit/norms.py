@@ -1,26 +1,32 @@
 """Which layers carry data-set statistics, how to read and write them, and how to put them back."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 from torchvision.ops import FrozenBatchNorm2d
 
 from adaptkit.errors import EstimationError
 
-# Layers that normalise by stored statistics, one mean and one variance a channel.
-_WITH_STATISTICS = (_BatchNorm, FrozenBatchNorm2d)
+Select = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
+# Layers that normalise by stored statistics, one mean and one variance a channel.
+_WITH_STATISTICS: set[type[nn.Module]] = {_BatchNorm, _InstanceNorm, FrozenBatchNorm2d}
+
+_BY_ITSELF = "normalises each sample by itself"
 _WITHOUT_STATISTICS = {
-    nn.GroupNorm: "normalises each sample by itself",
-    nn.LayerNorm: "normalises each sample by itself",
-    nn.RMSNorm: "normalises each sample by itself",
-    nn.LocalResponseNorm: "normalises each sample by itself",
-    nn.modules.instancenorm._InstanceNorm: "normalises each sample by itself",
+    nn.GroupNorm: _BY_ITSELF,
+    nn.LayerNorm: _BY_ITSELF,
+    nn.RMSNorm: _BY_ITSELF,
+    nn.LocalResponseNorm: _BY_ITSELF,
+    _InstanceNorm: _BY_ITSELF,
     _BatchNorm: "has track_running_stats=False and so uses each batch's own statistics",
 }
 
@@ -50,34 +56,96 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+def register(kind: type[nn.Module]) -> type[nn.Module]:
+    """Count a class of norm layers from elsewhere among those with data-set statistics.
+
+    Its layers take (N, C, ...) input and in eval mode normalise by the tensors `running_mean` and
+    `running_var` of shape (C,). Returns the class, so that it can decorate one.
+
+    >>> @register
+    ... class ScaledBatchNorm(nn.Module):
+    ...     def __init__(self) -> None:
+    ...         super().__init__()
+    ...         self.register_buffer("running_mean", torch.zeros(2))
+    ...         self.register_buffer("running_var", torch.ones(2))
+    >>> list(norm_layers(nn.Sequential(ScaledBatchNorm())))
+    ['0']
+    """
+    _WITH_STATISTICS.add(kind)
+    return kind
+
+
+def norm_layers(model: nn.Module, select: Select = None) -> dict[str, nn.Module]:
     """Return name -> layer for every layer that carries data-set statistics, in model order.
 
     A layer that stands at several places has one entry, under its first name.
 
-    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.InstanceNorm2d(2))
-    >>> list(norm_layers(net))
-    ['1']
+    Args:
+        model: its wrappers (DataParallel and others) do not count in the names.
+        select: a name or glob, several of them, or a predicate of name and layer; by default all.
+
+    Raises:
+        EstimationError: a name or glob matches no such layer.
+
+    >>> net = nn.Sequential(nn.BatchNorm2d(2), nn.InstanceNorm2d(2), nn.BatchNorm2d(2))
+    >>> list(norm_layers(net)), list(norm_layers(net, "2*"))
+    (['0', '2'], ['2'])
     """
-    return {
+    kinds = tuple(_WITH_STATISTICS)
+    layers: dict[str, nn.Module] = {
         name: module
         for name, module in unwrap(model).named_modules()
-        if isinstance(module, _WITH_STATISTICS) and module.running_mean is not None
+        if isinstance(module, kinds) and getattr(module, "running_mean", None) is not None
     }
+    if select is None:
+        return layers
+    if callable(select):
+        return {name: layer for name, layer in layers.items() if select(name, layer)}
+    patterns = [select] if isinstance(select, str) else list(select)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            known = ", ".join(list(layers)[:6]) + (", ..." if len(layers) > 6 else "")
+            raise EstimationError(f"no norm layer is named {pattern!r}: there are {known}")
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def averages_instances(layer: nn.Module) -> bool:
+    """Whether a layer's statistics are means over instances, as InstanceNorm tracks them.
+
+    `running_mean` is then the mean of the instances' means, and `running_var` the mean of their
+    unbiased variances, without the spread between instances.
+    """
+    return isinstance(layer, _InstanceNorm)
+
+
+def without_statistics(model: nn.Module) -> dict[str, str]:
+    """Return name -> reason for every norm layer that needs no adapting.
+
+    >>> without_statistics(nn.Sequential(nn.BatchNorm2d(2), nn.InstanceNorm2d(2)))
+    {'1': 'normalises each sample by itself'}
+    """
+    adaptable = norm_layers(model)
+    found = {}
+    for name, module in unwrap(model).named_modules():
+        reasons = [why for kind, why in _WITHOUT_STATISTICS.items() if isinstance(module, kind)]
+        if reasons and name not in adaptable:
+            found[name] = reasons[0]
+    return found
 
 
 def why_nothing_to_adapt(model: nn.Module) -> str:
     """Say which norm layers a model has and why none of them needs AdaBN."""
-    found: dict[str, list[str]] = {}
-    for module in unwrap(model).modules():
-        for kind, reason in _WITHOUT_STATISTICS.items():
-            if isinstance(module, kind):
-                found.setdefault(f"{type(module).__name__} {reason}", []).append(reason)
-                break
-    if not found:
+    modules = dict(unwrap(model).named_modules())
+    counts = Counter(
+        f"{type(modules[name]).__name__} {why}" for name, why in without_statistics(model).items()
+    )
+    if not counts:
         return "it has no normalisation layer at all"
-    counts = [f"{len(n)} {text}" for text, n in found.items()]
-    return f"its norm layers store none: {'; '.join(counts)}"
+    return f"its norm layers store none: {'; '.join(f'{n} {text}' for text, n in counts.items())}"
 
 
 def read(layer: nn.Module) -> Stored:
@@ -109,20 +177,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     of norm layers are put back too, so `replace` may be used freely inside.
     """
     flags = [(module, module.training) for module in model.modules()]
+    with restoring(model):
+        try:
+            for module, _ in flags:
+                module.training = False
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+@contextmanager
+def restoring(model: nn.Module) -> Iterator[None]:
+    """Put the statistics tensors of a model's norm layers back afterwards, whatever happened."""
     buffers = [
         (layer, name, _buffer(layer, name))
         for layer in norm_layers(model).values()
         for name in ("running_mean", "running_var")
     ]
     try:
-        for module, _ in flags:
-            module.training = False
         yield
     finally:
         for layer, name, buffer in buffers:
             setattr(layer, name, buffer)
-        for module, training in flags:
-            module.training = training
 
 
 def _buffer(layer: nn.Module, name: str) -> Tensor:

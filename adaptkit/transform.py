@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from adaptkit.errors import AdaptkitError
+from adaptkit.errors import AdaptkitError, DataError
 
 _RESIZE_MODES = ("stretch", "crop")
+_MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,26 @@ class Transform:
             )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Turn an image into a float32 tensor of shape (channels, height, width)."""
+        """Turn an image into a float32 tensor of shape (channels, height, width).
+
+        Raises:
+            DataError: the image is so narrow that "crop" would enlarge it beyond all measure.
+        """
         image = image.convert("L" if self.channels == 1 else "RGB")
         height, width = self.image_size
         if self.resize == "stretch":
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
         else:
-            image = tv.resize(image, [self.resize_size or round(max(height, width) / 0.875)])
+            shorter = self.resize_size or round(max(height, width) / 0.875)
+            # 1 x 60,000 pixels, within Pillow's limit, would become 256 x 15 million: 12 GB.
+            pixels = shorter**2 * max(image.size) // min(image.size)
+            if pixels > max(_MOST_PIXELS, image.width * image.height, shorter**2):
+                raise DataError(
+                    f"too narrow to resize: {image.width} x {image.height} pixels, "
+                    f"the shorter side to {shorter}"
+                )
+            image = tv.resize(image, [shorter])
             image = tv.center_crop(image, [height, width])
         x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
         y: torch.Tensor = tv.normalize(x, list(self.mean), list(self.std))

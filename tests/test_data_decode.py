@@ -1,6 +1,8 @@
 """decode() on every mode that Pillow writes, and on files that are broken."""
 
+import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,42 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path, suffix: str) -> None:
     assert np.asarray(image).tolist() == [[0, 1, 128, 255]]
 
 
+def test_sixteen_bits_in_either_byte_order(tmp_path: Path) -> None:
+    deep = np.array([[0, 257, 32768, 65535]], dtype=">u2")
+    path = saved(tmp_path, Image.frombytes("I;16B", (4, 1), deep.tobytes()), ".tif")
+    with Image.open(path) as stored:
+        assert stored.mode == "I;16B"
+    assert np.asarray(decode(path)).tolist() == [[0, 1, 128, 255]]
+
+
 @pytest.mark.parametrize(("colour", "mode"), [(RGB, "RGB"), (GREY, "L")])
 def test_transparency_is_laid_on_white(tmp_path: Path, colour: np.ndarray, mode: str) -> None:
     image = decode(saved(tmp_path, Image.fromarray(np.dstack([colour, ALPHA]))))
     assert image.mode == mode
     share = (ALPHA / 255)[..., None] if mode == "RGB" else ALPHA / 255
     expected = colour * share + 255 * (1 - share)
+    assert np.abs(np.asarray(image) - expected).max() <= 1.01
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_a_see_through_colour_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+    black = (0, 0, 0) if mode == "RGB" else 0
+    picture = Image.new(mode, (2, 1), "white")
+    picture.putpixel((0, 0), black)
+    assert np.asarray(decode(saved(tmp_path, picture))).min() == 0
+    image = decode(saved(tmp_path, picture, transparency=black))
+    assert image.mode == ("RGB" if mode == "RGB" else "L")
+    assert (np.asarray(image) == 255).all()
+
+
+def test_a_palette_with_alpha(tmp_path: Path) -> None:
+    picture = Image.fromarray(GREY).convert("PA")
+    picture.putalpha(Image.fromarray(ALPHA))
+    assert picture.mode == "PA"
+    image = decode(saved(tmp_path, picture, ".tif"))
+    share = (ALPHA / 255)[..., None]
+    expected = GREY[..., None] * share + 255 * (1 - share)
+    assert image.mode == "RGB"
     assert np.abs(np.asarray(image) - expected).max() <= 1.01
 
 
@@ -105,7 +137,10 @@ def half(folder: Path, suffix: str) -> bytes:
         ("empty", "not an image"),
         ("bomb", "too many pixels"),
         ("missing", "not there any more"),
-        ("folder", "Is a directory"),
+        ("folder", "not a regular file"),
+        ("pipe", "not a regular file"),
+        ("circle", "Too many levels"),
+        ("postscript", "not an image"),
         (".jpg", "truncated"),
         (".png", "truncated"),
         ("float", "no defined range"),
@@ -116,8 +151,16 @@ def test_what_cannot_be_read_has_a_reason_in_one_line(
     tmp_path: Path, kind: str, reason: str
 ) -> None:
     path = tmp_path / "bad.png"
+    if kind in ("pipe", "circle") and sys.platform == "win32":
+        pytest.skip("named pipes and free links are not on Windows")
     if kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "postscript":
+        saved(tmp_path, Image.fromarray(RGB), ".eps").rename(path)
     elif kind in ("float", "integer"):
         values = np.full((2, 2), -1, dtype=np.float32 if kind == "float" else np.int32)
         path = saved(tmp_path, Image.fromarray(values), ".tif")
@@ -127,3 +170,20 @@ def test_what_cannot_be_read_has_a_reason_in_one_line(
     with pytest.raises(DataError, match=reason) as caught:
         decode(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(PermissionError(13, "Permission denied", "x.png"), "Permission denied"), (MemoryError(), "")],
+)
+def test_what_the_system_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    path = saved(tmp_path, Image.fromarray(GREY))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", refuse)  # root, as whom CI may run, is refused nothing
+    with pytest.raises(DataError, match=f"^{reason or 'MemoryError'}$"):
+        decode(path)

@@ -52,8 +52,15 @@ def test_an_unknown_name_beside_known_ones_lists_both_sides(tmp_path: Path) -> N
 
 def test_images_beside_class_folders(tmp_path: Path) -> None:
     root = tree(tmp_path, "cat/1.png", "loose.png")
-    with pytest.raises(DataError, match=r"class folders and 1 images beside them \(loose\.png"):
+    with pytest.raises(
+        DataError, match=r"class folders, and beside them 1 image, loose\.png: move"
+    ):
         list_images(root, classes=CLASSES)
+    tree(root, "more.png")
+    with pytest.raises(DataError, match=r"2 images, the first being loose\.png: move"):
+        list_images(root, classes=CLASSES)
+    tree(tmp_path / "other", "loose.png", "day/1.png")
+    assert list_images(tmp_path / "other", classes=CLASSES).labels is None
 
 
 def test_without_names_the_order_is_imagefolders(tmp_path: Path) -> None:
@@ -84,6 +91,35 @@ def test_hidden_files_and_circles_of_links(tmp_path: Path) -> None:
     assert {"a/1.png", "b/1.png", "c/4.png"} <= set(names)
     assert not [n for n in names if "/." in n or n.startswith(".")]
     assert len(names) < 20
+
+
+def test_links_that_lead_nowhere_are_listed_for_decode_to_refuse(tmp_path: Path) -> None:
+    root = tree(tmp_path, "a.png")
+    (root / "gone.png").symlink_to("nowhere.png")
+    (root / "self.png").symlink_to("self.png")
+    (root / "self").symlink_to("self")
+    names = [p.name for p in list_images(root).paths]
+    assert names == ["a.png", "gone.png", "self.png"]
+
+
+def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
+    root = tree(tmp_path, "c00/1.png", *[f"x{i:02}/1.png" for i in range(11)])
+    with pytest.raises(
+        DataError, match=r"x07 and 3 more; its classes are c00, .*, c07 and 92 more"
+    ):
+        list_images(root, classes=[f"c{i:02}" for i in range(100)])
+
+
+def test_no_class_names_are_as_good_as_none(tmp_path: Path) -> None:
+    root = tree(tmp_path, "a/1.png", "b/1.png")
+    assert list_images(root, classes=(), outputs=2) == list_images(root, outputs=2)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/below"])
+def test_a_path_that_cannot_be_is_a_clear_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"there is no folder|cannot read the folder .*too long"):
+        list_images(tmp_path / name)
 
 
 @pytest.mark.parametrize("case", ["missing", "file", "empty", "no images"])

@@ -1,6 +1,11 @@
 """image_folder(): batches, what is left out of them, and workers."""
 
+import gc
+import multiprocessing
 import os
+import pickle
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +68,93 @@ def test_a_subset_loads_only_its_images_and_shares_what_was_skipped(root: Path) 
     assert list(loader.skipped) == ["b/0.png"]
 
 
-def test_the_global_random_state_is_left_alone(root: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_state_is_left_alone(root: Path, workers: int) -> None:
     before = torch.get_rng_state()
-    list(image_folder(root, transform=GREY))
+    list(image_folder(root, transform=GREY, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_worker_that_dies_is_a_clear_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "decode", lambda _: os._exit(1))
+forked = pytest.mark.skipif(
+    sys.platform != "linux" or sys.version_info >= (3, 14),
+    reason="a worker sees what a test replaced only where it is forked",
+)
+
+
+@forked
+@pytest.mark.parametrize(
+    "end", [lambda _: os._exit(1), lambda _: os.kill(os.getpid(), signal.SIGKILL)]
+)
+def test_a_worker_that_dies_is_a_clear_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch, end: Any
+) -> None:
+    monkeypatch.setattr(loader_module, "decode", end)
     loader = image_folder(root, transform=GREY, workers=1)
     with pytest.raises(DataError, match="a process that decodes images ended unexpectedly"):
         list(loader)
+
+
+@forked
+def test_a_mistake_in_a_living_worker_keeps_its_own_words(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(_: Path) -> Image.Image:
+        raise RuntimeError("a mistake in the code")
+
+    monkeypatch.setattr(loader_module, "decode", mistaken)
+    with pytest.raises(RuntimeError, match="a mistake in the code"):
+        list(image_folder(root, transform=GREY, workers=1))
+
+
+def test_leaving_early_ends_the_workers(root: Path) -> None:
+    before = set(multiprocessing.active_children())
+    batches = iter(image_folder(root, transform=GREY, batch_size=1, workers=2))
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del batches
+    gc.collect()
+    assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_a_batch_from_a_worker_costs_few_open_files(root: Path) -> None:
+    for i in range(100):
+        Image.new("L", (4, 4)).save(root / "a" / f"more-{i}.png")
+    loader = image_folder(root, transform=GREY, batch_size=100, workers=1)
+    open_files = Path("/proc/self/fd")
+    before = len(list(open_files.iterdir()))
+    # What one asks of the loader's own batches, before `ImageLoader` unpacks them.
+    held = DataLoader.__iter__(loader)
+    first = next(held)
+    assert len(list(open_files.iterdir())) - before < 50
+    assert len(first.images) == 100
+
+
+def test_what_goes_to_a_worker_can_be_pickled(root: Path) -> None:
+    loader = image_folder(root, transform=GREY)
+    again = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+    images = again[1]([again[0][i] for i in (0, 5)]).images
+    assert [round(float(x) * 255) for x in images[:, 0, 0, 0]] == [0, 100]
+
+
+def test_batches_of_which_nothing_can_be_read_are_not_yielded(root: Path) -> None:
+    for path in (root / "a").iterdir():
+        path.unlink()
+        path.symlink_to("vanished")
+    loader = image_folder(root, transform=GREY, classes=("a", "b"), batch_size=5)
+    ((images, labels),) = loader
+    assert len(images) == 5
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [1] * 5
+    assert set(loader.skipped.values()) == {"not there any more"}
+
+
+def test_an_image_too_narrow_to_resize_is_left_out_and_named(root: Path) -> None:
+    Image.new("L", (1, 60000)).save(root / "a" / "0.png")
+    crop = Transform((224, 224), 1, (0.0,), (1.0,), resize="crop")
+    loader = image_folder(root, transform=crop, batch_size=10)
+    assert [len(batch) for batch in loader] == [9]
+    assert "too narrow to resize: 1 x 60000 pixels" in loader.skipped["a/0.png"]
 
 
 def test_arguments_out_of_range(root: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_plain_iterable_gives_its_first_samples() -> None:
     assert found[""].mean.item() == x[:20].mean().item()
 
 
-@pytest.mark.parametrize("samples", [0, -3, 1.5, "most", None])
+@pytest.mark.parametrize("samples", [0, -3, 1.5, "most"])
 def test_samples_out_of_range(net: Residual, samples: Any) -> None:
     with pytest.raises(EstimationError, match="samples to be 1 or more, or 'all'"):
         estimate(net, [unlike_images(4)], samples=samples)
@@ -278,7 +278,9 @@ def test_batches_that_pass_different_layers_are_refused(branch_at: int) -> None:
             return out
 
     x = torch.arange(80.0).view(-1, 1)
-    with pytest.raises(EstimationError, match=r"is at layer 'a' where number [23] is at layer 'b'"):
+    with pytest.raises(
+        EstimationError, match=r"is at layer 'a' where number [2-4] is at layer 'b'"
+    ):
         estimate(Branching(), [x])
     assert no_threads_left()
 
@@ -341,7 +343,7 @@ def test_an_error_in_the_model_ends_the_run_with_itself(
     net.train()
     before = snapshot(net)
     with pytest.raises(type(error)) as caught:
-        estimate(net, [torch.randn(128, 2)])  # four micro-batches
+        estimate(net, [torch.randn(64, 2)])  # four micro-batches
     assert caught.value is error
     assert_untouched(net, before)
 
@@ -422,7 +424,7 @@ def test_autocast_of_the_caller_holds_in_every_micro_batch() -> None:
     net = nn.Sequential(Kind(), nn.BatchNorm1d(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         estimate(net, [torch.randn(128, 2)])
-    assert net[0].kinds == [torch.bfloat16] * 5  # a probe and four micro-batches
+    assert net[0].kinds == [torch.bfloat16] * 9  # a probe and eight micro-batches
 
 
 def test_apply_writes_all_or_nothing(net: Residual) -> None:

@@ -28,13 +28,12 @@ MAY_IMPORT = {
     "data": {"errors", "transform"},
     "architectures": {"errors", "models", "transform"},
     "checkpoint": {"errors", "architectures", "files", "norms", "transform"},
-    "estimation": {"errors", "moments", "norms", "batches", "device"},
+    "estimation": {"errors", "moments", "norms", "batches", "device", "files"},
     "adaptation": {"batches", "device", "estimation"},
     "evaluation": {"errors", "batches", "device", "norms", "paired"},
-    "report": {"errors", "evaluation", "files", "norms", "paired", "shift"},
+    "report": {"errors", "estimation", "evaluation", "files", "norms", "paired", "shift"},
 }
 COMPOSITION = {"__init__", "pipeline", "demo"}
-TOUCH_FILES = {"files", "checkpoint", "data", "report", "demo"}
 
 
 def parts() -> Iterator[tuple[str, Path]]:

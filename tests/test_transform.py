@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models import get_model_weights
 
-from adaptkit import AdaptkitError, Transform
+from adaptkit import AdaptkitError, DataError, Transform
 from adaptkit.architectures import default_transform
 
 PICTURE = Image.fromarray(
@@ -38,6 +38,18 @@ def test_channels_are_converted(mode: str, channels: int) -> None:
     x = transform(Image.new(mode, (8, 8), "white"))
     assert x.shape == (channels, 8, 8)
     assert x.eq(1).all()
+
+
+@pytest.mark.parametrize("size", [(4, 2000), (3000, 2000)])
+def test_long_and_large_images_are_cropped(size: tuple[int, int]) -> None:
+    transform = Transform((32, 32), 1, (0.0,), (1.0,), resize="crop")
+    assert transform(Image.new("L", size, "white")).eq(1).all()
+
+
+def test_crop_does_not_enlarge_a_hair_without_end() -> None:
+    transform = Transform((224, 224), resize="crop", resize_size=256)
+    with pytest.raises(DataError, match="too narrow to resize: 60000 x 1 pixels"):
+        transform(Image.new("L", (60000, 1)))
 
 
 sizes = st.integers(1, 500)

@@ -1,5 +1,6 @@
 """One image file to pixels: 8-bit grey or RGB, whatever the file holds."""
 
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -7,19 +8,33 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adaptkit.errors import DataError
 
+# Only what `list_images` looks for. Pillow goes by content, not by name: left to itself it would
+# pass an EPS file that is named .png to Ghostscript, which runs it as a program.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
 
 def decode(path: str | Path) -> Image.Image:
     """Read an image file into mode "L" or "RGB".
 
-    Grey stays grey. Transparency is laid on white; palettes and CMYK become RGB; 16-bit values are
+    Grey stays grey. Transparency, by an alpha channel or by one see-through colour, is laid on
+    white; palettes and CMYK become RGB; 16-bit values are
     scaled from 0…65,535 to 0…255 (not cut off at 255, as a plain conversion would); the EXIF
     orientation is applied; of an animation the first frame counts.
 
     Raises:
         DataError: the file cannot be read. The message is the reason alone, without the path.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGBA", (2, 1), (255, 0, 0, 0)).save(f"{folder}/clear.png")
+    ...     image = decode(f"{folder}/clear.png")
+    >>> image.mode, image.getpixel((0, 0))
+    ('RGB', (255, 255, 255))
     """
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a named pipe would wait for ever
+            raise DataError("not a regular file")
+        with Image.open(path, formats=_FORMATS) as image:
             image.load()
             return _eight_bit(ImageOps.exif_transpose(image))
     except DataError:
@@ -37,19 +52,16 @@ def decode(path: str | Path) -> Image.Image:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     mode = image.mode
-    if mode in ("L", "RGB"):
-        return image.copy() if image.readonly else image
-    if mode == "1":
-        return image.convert("L")
     if mode.startswith("I"):  # I;16, I;16B, and I, as which older PNG readers give 16 bits
         return _from_16_bit(np.asarray(image))
     if mode == "F":
         raise DataError("32-bit float pixels, which have no defined range")
+    target = "L" if mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         white = Image.new("RGBA", colour.size, "white")
-        return Image.alpha_composite(white, colour).convert("L" if mode in ("LA", "La") else "RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(white, colour)
+    return image.convert(target)
 
 
 def _from_16_bit(pixels: np.ndarray) -> Image.Image:

@@ -1,6 +1,7 @@
 """Which images a folder holds, and whether its sub-folders are classes."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +42,20 @@ def list_images(
     other folder the images are unlabelled. Hidden files and folders are passed over.
 
     Raises:
-        DataError: there is no such folder, no image in it, an unknown name beside known classes, or
-            images beside class folders.
+        DataError: there is no such folder, it cannot be read, no image is in it, an unknown name
+            stands beside known classes, or images lie beside class folders.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("dog", "cat"):
+    ...         Path(folder, name).mkdir()
+    ...         Path(folder, name, "1.png").touch()
+    ...     found = list_images(folder, classes=("cat", "dog", "emu"))
+    >>> [path.as_posix() for path in found.paths], found.labels
+    (['cat/1.png', 'dog/1.png'], (0, 1))
     """
     root = Path(root)
-    if not root.exists():
-        raise DataError(f"there is no folder {root}")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file: give a folder of images")
+    _require_folder(root)
     paths = sorted(_walk(root), key=lambda path: path.as_posix())
     if not paths:
         raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)})")
@@ -62,6 +69,17 @@ def list_images(
     return Listing(root, tuple(paths), labels, tuple(names), note)
 
 
+def _require_folder(root: Path) -> None:
+    try:
+        mode = root.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        raise DataError(f"there is no folder {root}") from None
+    except OSError as error:
+        raise DataError(f"cannot read the folder {root}: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"{root} is a file: give a folder of images")
+
+
 def _class_names(
     root: Path,
     folders: list[str],
@@ -70,14 +88,15 @@ def _class_names(
     outputs: int | None,
 ) -> tuple[Sequence[str] | None, str]:
     """Return the names that the folders stand for, or None, and a note."""
-    if classes is None:
+    if not classes:
         return _by_count(folders, loose, outputs)
     unknown = [name for name in folders if name not in classes]
     known = len(folders) - len(unknown)
     if known and loose:
         raise DataError(
-            f"{root} holds class folders and {len(loose)} images beside them ({loose[0]}, ...): "
-            f"move those into their classes, or elsewhere"
+            f"{root} holds class folders, and beside them {len(loose)} image"
+            f"{'s, the first being' if len(loose) > 1 else ','} {loose[0]}: "
+            f"move what lies beside them into a class folder, or elsewhere"
         )
     if known and unknown:
         raise DataError(
@@ -128,9 +147,17 @@ def _walk(root: Path) -> Iterator[Path]:
                     if entry.name.startswith("."):
                         continue
                     path = folder / entry.name
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         pending.append((path, above | {here}))
                     elif path.suffix.lower() in EXTENSIONS:
                         yield path.relative_to(root)
         except OSError as error:
             raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say no of a link that leads nowhere; where it is named like an image, `decode` says why."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

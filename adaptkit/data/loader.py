@@ -13,8 +13,6 @@ from adaptkit.data.folder import Listing, list_images
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
-Batch = Tensor | tuple[Tensor, Tensor]
-
 
 class _Item(NamedTuple):
     """An image, or why there is none."""
@@ -23,6 +21,14 @@ class _Item(NamedTuple):
     label: int | None
     path: str
     reason: str
+
+
+class _Loaded(NamedTuple):
+    """A batch as its worker sends it: whole tensors, as each one sent costs an open file."""
+
+    images: Tensor | None
+    labels: Tensor | None
+    skipped: dict[str, str]
 
 
 class _Images(Dataset[_Item]):
@@ -76,23 +82,23 @@ class ImageLoader(DataLoader[_Item]):
             _Images(listing, transform, range(len(listing.paths)) if indices is None else indices),
             batch_size=batch_size,
             num_workers=workers,
-            collate_fn=list,
+            collate_fn=_collate,
             generator=torch.Generator(),  # so that the global one is left alone
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
-            for items in super().__iter__():
-                good = [item for item in items if item.image is not None]
-                self.skipped.update({i.path: i.reason for i in items if i.image is None})
-                if good:
-                    yield _batch(good)
+            for loaded in super().__iter__():
+                self.skipped.update(loaded.skipped)
+                if loaded.images is not None:
+                    yield _batch(loaded)
         except RuntimeError as error:
-            if "worker" not in str(error):
+            # An error that a living worker raised reads "Caught ... in DataLoader worker process".
+            if not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise DataError(
                 f"a process that decodes images ended unexpectedly (out of memory?): use fewer "
-                f"workers than {self.num_workers}, or a smaller batch size"
+                f"workers (now {self.num_workers}), or a smaller batch size"
             ) from None
 
     def subset(self, indices: Sequence[int]) -> "ImageLoader":
@@ -152,7 +158,15 @@ def image_folder(
     return ImageLoader(listing, transform, batch_size=batch_size, workers=workers)
 
 
-def _batch(items: list[_Item]) -> Batch:
-    images = torch.stack([item.image for item in items if item.image is not None])
-    labels = [item.label for item in items if item.label is not None]
-    return (images, torch.tensor(labels)) if labels else images
+def _collate(items: list[_Item]) -> _Loaded:
+    images = [item.image for item in items if item.image is not None]
+    labels = [i.label for i in items if i.image is not None and i.label is not None]
+    return _Loaded(
+        torch.stack(images) if images else None,
+        torch.tensor(labels) if labels else None,
+        {item.path: item.reason for item in items if item.image is None},
+    )
+
+
+def _batch(loaded: _Loaded) -> Any:
+    return loaded.images if loaded.labels is None else (loaded.images, loaded.labels)

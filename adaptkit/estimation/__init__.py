@@ -1,6 +1,17 @@
 """Re-estimating normalisation statistics on unlabelled data."""
 
+from adaptkit.estimation.bank import DomainBank
+from adaptkit.estimation.certificate import Certificate, certify
+from adaptkit.estimation.online import OnlineAdapter
 from adaptkit.estimation.run import Progress, estimate
 from adaptkit.estimation.statistics import Statistics
 
-__all__ = ["Progress", "Statistics", "estimate"]
+__all__ = [
+    "Certificate",
+    "DomainBank",
+    "OnlineAdapter",
+    "Progress",
+    "Statistics",
+    "certify",
+    "estimate",
+]

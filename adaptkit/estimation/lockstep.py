@@ -58,7 +58,6 @@ def lockstep(
     found: dict[str, Moments] = {}
     done = 0
     state = _ThreadState()
-    scratch = _Scratch()
     running: list[Coroutine[_Arrival]] = []
 
     def run(batch: Any) -> None:
@@ -73,7 +72,7 @@ def lockstep(
                 f"norm layer '{name}' was called on a thread that the model started itself, "
                 f"which exact estimation cannot follow"
             )
-        here.suspend(_Arrival(name, _moments(name, x, scratch)))
+        here.suspend(_Arrival(name, _moments(name, x)))
 
     hooks = [
         layer.register_forward_pre_hook(partial(arrive, name), with_kwargs=True)
@@ -83,8 +82,9 @@ def lockstep(
     try:
         while done != visits and (arrivals := _advance(running)):
             name = arrivals[0].layer
-            here = _pooled(name, [arrival.moments for arrival in arrivals], weight)
-            found[name] = found[name] + here if name in found else here
+            here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
+            within = norms.averages_instances(layers[name])
+            found[name] = found[name].merge(here, within=within) if name in found else here
             _write(name, layers[name], found[name])
             done += 1
             if progress:
@@ -115,21 +115,26 @@ def _at(name: str | None) -> str:
     return "the end" if name is None else f"layer '{name}'"
 
 
-def _moments(name: str, x: Any, scratch: "_Scratch") -> PerSample:
+def _moments(name: str, x: Any) -> PerSample:
     if not isinstance(x, Tensor) or x.ndim < 2:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise EstimationError(f"norm layer '{name}' expected (N, C, ...) input, got {shape}")
-    return PerSample.of(x, scratch=scratch.like(x))
+    return PerSample.of(x)
 
 
-def _pooled(name: str, parts: Sequence[PerSample], weight: Tensor | None) -> Moments:
+def _pooled(
+    name: str, layer: nn.Module, parts: Sequence[PerSample], weight: Tensor | None
+) -> Moments:
     rows = sum(len(part.mean) for part in parts)
     if weight is not None and rows != len(weight):
         raise EstimationError(
             f"norm layer '{name}' sees {rows} rows for {len(weight)} samples, so the samples' "
             f"weights cannot be told apart there"
         )
-    return Moments.pooled(parts, weight=weight)
+    try:
+        return Moments.pooled(parts, weight=weight, within=norms.averages_instances(layer))
+    except ValueError as error:
+        raise EstimationError(f"norm layer '{name}': {error}") from None
 
 
 def _write(name: str, layer: nn.Module, moments: Moments) -> None:
@@ -144,21 +149,6 @@ def _write(name: str, layer: nn.Module, moments: Moments) -> None:
             f"data, or the data holds NaN"
         )
     norms.replace(layer, moments.mean, moments.variance())
-
-
-class _Scratch:
-    """Memory that the kernels may overwrite, kept for the run and grown to the largest layer."""
-
-    def __init__(self) -> None:
-        self._held: dict[torch.dtype, Tensor] = {}
-
-    def like(self, x: Tensor) -> Tensor | None:
-        if x.device.type != "cpu":
-            return None
-        held = self._held.get(x.dtype)
-        if held is None or held.numel() < x.numel():
-            held = self._held[x.dtype] = torch.empty(x.numel(), dtype=x.dtype)
-        return held
 
 
 class _ThreadState:

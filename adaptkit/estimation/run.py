@@ -1,34 +1,45 @@
-"""The public way to statistics: choose the samples, run them in lockstep."""
+"""The public way to statistics: choose the samples, then run them, together or piece by piece."""
 
 import copy
-import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from adaptkit import norms
-from adaptkit.batches import Forward, call, device_of, inputs_of, take, to_device
+from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
-from adaptkit.errors import DataError, EstimationError
+from adaptkit.errors import EstimationError
 from adaptkit.estimation.lockstep import lockstep
 from adaptkit.estimation.memory import allowed
+from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
-from adaptkit.estimation.sampling import MICRO_BATCH, draw, finite, regroup
+from adaptkit.estimation.sample import Sample, Weight, bytes_of, size_of, weights_of
+from adaptkit.estimation.sampling import MICRO_BATCH, draw, finite
 from adaptkit.estimation.statistics import Statistics
+from adaptkit.moments import Moments
 
 Progress = Callable[[str, int, int | None], None]
+
+DEFAULT_SAMPLES = 1024
+FIRST_SAMPLES = 128  # of a run with a tolerance; then twice as many, and so on
+STREAM_CHUNK = 256  # samples that a streaming pass holds at a time, memory allowing
 
 
 def estimate(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    samples: int | Literal["all"] = 1024,
+    mode: Literal["exact", "stream"] = "exact",
+    samples: int | Literal["all"] | None = None,
+    tolerance: float | None = None,
     memory: int | None = None,
+    layers: norms.Select = None,
+    weight: Weight | None = None,
     device: torch.device | str | None = None,
+    precision: Precision = "auto",
     forward: Forward | None = None,
     on_bad: Literal["skip", "raise"] = "skip",
     seed: int = 0,
@@ -43,16 +54,31 @@ def estimate(
     where x is the input of layer k with every layer before k normalised by *its* target statistics,
     as inference with the adapted model will do it. The result does not depend on the loader's batch
     size or order. All else is in eval mode; the model is left as it was, also after an error.
+    InstanceNorm layers with tracked statistics get the means of their instances' means and unbiased
+    variances.
 
     Args:
         model: with BatchNorm layers or others that store data-set statistics.
         loader: yields tensors, (tensor, label) pairs or dicts with an image; labels are not read.
             A DataLoader over a data set that can be indexed is read in an order of our own.
-        samples: how many samples to use at most. Where the data set can be indexed they are drawn
-            at random from `seed`; of any other iterable they are the first ones. "all" takes all.
+        mode: "exact" holds the whole sample's activations at one layer at a time; "stream" holds
+            256 samples, each such chunk normalised by its own statistics, and pools the moments:
+            an approximation, for more samples than memory holds.
+        samples: how many samples to use at most, by default 1,024. Where the data set can be
+            indexed they are drawn at random from `seed`; of any other iterable they are the first
+            ones. "all" takes all, and is the default with `tolerance`.
+        tolerance: draw 128, 256, 512, … samples until every layer's standard error
+            (`Statistics.errors`) is within it, or the samples end. 0.02 is 2% of a standard
+            deviation. What was not needed is not read.
         memory: bytes that waiting activations may take; by default half of what is free. If they
-            would take more, fewer samples are used, and the result says so (`limited`).
+            would take more, "exact" uses fewer samples, and the result says so (`limited`).
+        layers: names or globs of the layers to estimate, or a predicate of name and layer; the
+            others keep their statistics. By default all.
+        weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
+            which only the ratios matter.
         device: where to compute; by default where the model is.
+        precision: of the forward passes, "fp32", "bf16" or "fp16"; "auto" takes bfloat16 for images
+            of 64 x 64 or larger where it is native, else float32. Sums are always float64.
         forward: called as ``forward(model, batch)`` instead of ``model(inputs)``, for batches of
             any other form.
         on_bad: leave out ("skip") a sample that holds NaN or an infinity, or "raise".
@@ -64,7 +90,8 @@ def estimate(
 
     Raises:
         EstimationError: no layer stores statistics, there is no data, a layer sees one value a
-            channel only or values that are not finite, or batches pass different layers.
+            channel only or values that are not finite, batches pass different layers, or an
+            argument is out of its range.
         DataError: a batch is of a form that only `forward` could handle.
 
     Source: AdaBN, Li et al. 2016, arXiv 1603.04779.
@@ -75,10 +102,156 @@ def estimate(
     >>> statistics["0"].mean.tolist(), statistics["0"].variance().tolist()
     ([2.0, 2.0], [4.0, 3.0])
     """
-    wanted = _checked(samples, on_bad)
+    wanted = checked(mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad)
+    model, chosen_layers, where = prepared(model, layers, device)
+    chosen = draw(loader, wanted, seed)
+    dropped: list[int] = []
+    sample = Sample(
+        _pieces(finite(chosen.batches, on_bad, dropped.append), where, forward, weight),
+        tensors=forward is None,
+    )
+    engine = _Engine(model, chosen_layers, forward or call, memory, where, precision, progress)
+    with norms.evaluating(model):
+        sample.grow(1)
+        if not sample.count:
+            raise EstimationError(_no_data(sum(dropped)))
+        total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
+        if mode == "stream":
+            found = engine.stream(sample, total)
+        else:
+            found = engine.exact(sample, total, tolerance)
+    return replace(
+        found,
+        available=chosen.available,
+        random=chosen.random,
+        dropped=sum(dropped),
+        unvisited=tuple(name for name in chosen_layers if name not in found),
+    )
+
+
+@dataclass
+class _Engine:
+    """Runs samples through one prepared model."""
+
+    model: nn.Module
+    layers: dict[str, nn.Module]
+    forward: Forward
+    memory: int | None
+    where: torch.device
+    precision: str
+    progress: Progress | None
+
+    def exact(self, sample: Sample, total: int | None, tolerance: float | None) -> Statistics:
+        """Run all samples in lockstep; with a tolerance, ever more until it is met."""
+        seen, limit = self._look(sample)
+        most = limit if total is None else min(limit, total)
+        goal = most if tolerance is None else FIRST_SAMPLES
+        while True:
+            sample.grow(min(goal, most), self._reading(total))
+            with self._autocast(sample):
+                found = self._lockstep(sample, seen)
+            statistics = Statistics(found, sample.count, mode="exact", tolerance=tolerance)
+            met = tolerance is None or max(statistics.errors().values()) <= tolerance
+            if met or sample.ended or goal >= most:
+                break
+            goal *= 2
+        limited = not (met and tolerance is not None) and most == limit and not sample.ended
+        if limited:
+            have = sample.count
+            sample.grow(have + 1)
+            limited = sample.count > have  # there was more to be had
+        return replace(statistics, limited=limited)
+
+    def stream(self, sample: Sample, total: int | None) -> Statistics:
+        """Run chunk after chunk in lockstep, each by itself, and pool their moments."""
+        seen, limit = self._look(sample)
+        chunk = max(2, min(STREAM_CHUNK, limit))
+        found: dict[str, Moments] = {}
+        count = 0
+        while not sample.ended and (total is None or count < total):
+            left = chunk if total is None else min(chunk, total - count)
+            sample.grow(left)
+            if count and sample.count < 2:  # a last sample alone has no variance in every layer
+                break
+            if sample.count:
+                with self._autocast(sample):
+                    for name, moments in self._lockstep(sample, seen).items():
+                        within = norms.averages_instances(self.layers[name])
+                        before = found.get(name)
+                        found[name] = before.merge(moments, within=within) if before else moments
+            count += sample.count
+            sample.clear()
+            if self.progress:
+                self.progress("streaming", count, total)
+        return Statistics(found, count, mode="stream")
+
+    def _look(self, sample: Sample) -> tuple[Probe, int]:
+        """Return what a small forward shows, and how many samples memory allows."""
+        few = sample.first(2)
+        with self._autocast(sample):
+            seen = probe(self.model, self.layers, few, self.forward)
+        if not seen.visits:
+            raise EstimationError(
+                "no sample passed a norm layer with statistics: does forward= use the model?"
+            )
+        size = size_of(few)
+        each = max(1, (seen.waiting + bytes_of(few)) // size)
+        running = (seen.running - seen.waiting) * MICRO_BATCH // size
+        return seen, max((allowed(self.memory, self.where) - running) // each, 2)
+
+    def _lockstep(self, sample: Sample, seen: Probe) -> dict[str, Moments]:
+        report = self.progress
+        return lockstep(
+            self.model,
+            self.layers,
+            sample.micro_batches(),
+            self.forward,
+            weight=sample.weights(),
+            # A layer that the probe did not pass may still come for other samples.
+            visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
+            progress=report and (lambda done: report("estimating", done, len(self.layers))),
+        )
+
+    def _autocast(self, sample: Sample) -> Any:
+        few = sample.first(1)
+        return autocast(self.precision, self.where, few if isinstance(few, Tensor) else None)
+
+    def _reading(self, total: int | None) -> Callable[[int], None] | None:
+        report = self.progress
+        return report and (lambda count: report("reading", count, total))
+
+
+def checked(
+    *,
+    mode: str = "exact",
+    samples: int | str | None = None,
+    tolerance: float | None = None,
+    on_bad: str = "skip",
+) -> int | None:
+    """Return how many samples to draw at most, or None for all."""
+    if mode not in ("exact", "stream"):
+        raise EstimationError(f"Expected mode to be 'exact' or 'stream', got {mode!r}")
+    if tolerance is not None and (mode == "stream" or not tolerance > 0):
+        raise EstimationError(
+            f"Expected tolerance to be above 0, with mode 'exact', got {tolerance} with {mode!r}"
+        )
+    if on_bad not in ("skip", "raise"):
+        raise EstimationError(f"Expected on_bad to be 'skip' or 'raise', got {on_bad!r}")
+    if samples is None:
+        return DEFAULT_SAMPLES if tolerance is None else None
+    if samples == "all":
+        return None
+    if not isinstance(samples, int) or samples < 1:
+        raise EstimationError(f"Expected samples to be 1 or more, or 'all', got {samples!r}")
+    return samples
+
+
+def prepared(
+    model: nn.Module, select: norms.Select, device: torch.device | str | None
+) -> tuple[nn.Module, dict[str, nn.Module], torch.device]:
+    """Return the bare model on its device (a copy if it has to move), its layers, the device."""
     model = norms.unwrap(model)
-    layers = norms.norm_layers(model)
-    if not layers:
+    if not norms.norm_layers(model):
         raise EstimationError(
             f"the model has no layer with data-set statistics to adapt: "
             f"{norms.why_nothing_to_adapt(model)}"
@@ -86,88 +259,27 @@ def estimate(
     where = device_of(model) if device is None else resolve_device(device)
     if where != device_of(model):
         model = copy.deepcopy(model).to(where)
-        layers = norms.norm_layers(model)
+    layers = norms.norm_layers(model, select)
+    if not layers:
+        raise EstimationError("layers= chooses none of the model's norm layers")
     for layer in layers.values():
-        norms.read(layer)
-
-    chosen = draw(loader, wanted, seed)
-    total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
-    dropped: list[int] = []
-
-    def pieces() -> Iterator[Any]:
-        for batch in finite(chosen.batches, on_bad, dropped.append):
-            yield to_device(inputs_of(batch) if forward is None else batch, where)
-
-    with norms.evaluating(model):
-        first, rest = _first_of(pieces(), lambda: sum(dropped))
-        few = first if forward else first[:2]
-        seen = probe(model, layers, few, forward or call)
-        limit = _most_samples(seen, few, allowed(memory, where))
-        batches, count, limited = [], 0, False
-        for piece in itertools.chain([first], rest):
-            if limited := count + _size(piece) > limit:
-                piece = take(piece, torch.arange(limit - count))
-            count += _size(piece)
-            batches.append(piece)
-            if progress:
-                progress("reading", count, total)
-            if limited:
-                break
-        found = lockstep(
-            model,
-            layers,
-            regroup(batches) if forward is None else batches,
-            forward or call,
-            # A layer that the probe did not pass may still come for other samples.
-            visits=len(seen.visits) if set(seen.visits) == set(layers) else None,
-            progress=progress and (lambda done: progress("estimating", done, len(layers))),
-        )
-    if not found:
-        raise EstimationError(
-            "no sample passed a norm layer with statistics: does forward= use it?"
-        )
-    return Statistics(
-        moments=found,
-        samples=count,
-        available=chosen.available,
-        random=chosen.random,
-        limited=limited,
-        dropped=sum(dropped),
-        unvisited=tuple(name for name in layers if name not in found),
-    )
+        norms.read(layer)  # a lazy layer is refused here
+    return model, layers, where
 
 
-def _first_of(batches: Iterator[Any], dropped: Callable[[], int]) -> tuple[Any, Iterator[Any]]:
-    for first in batches:
-        return first, batches
-    raise EstimationError(
-        f"there is no data to estimate from: {dropped()} samples were not finite"
-        if dropped()
-        else "there is no data to estimate from: the loader is empty, or a generator that has been "
+def _pieces(
+    batches: Iterable[Any], where: torch.device, forward: Forward | None, weight: Weight | None
+) -> Iterator[tuple[Any, Tensor | None]]:
+    for batch in batches:
+        piece = inputs_of(batch) if forward is None else batch
+        weights = None if weight is None else weights_of(batch, weight, size_of(piece))
+        yield to_device(piece, where), weights
+
+
+def _no_data(dropped: int) -> str:
+    if dropped:
+        return f"there is no data to estimate from: {dropped} samples were not finite"
+    return (
+        "there is no data to estimate from: the loader is empty, or a generator that has been "
         "used up"
     )
-
-
-def _most_samples(seen: Probe, batch: Any, memory: int) -> int:
-    """Return how many samples can wait at the widest place of a model while one batch runs."""
-    size = _size(batch)
-    inputs = sum(t.nbytes for t in tree_leaves(batch) if isinstance(t, Tensor))
-    each = max(1, (seen.waiting + inputs) // size)
-    spare = memory - (seen.running - seen.waiting) * MICRO_BATCH // size
-    return max(spare // each, 2 * size)
-
-
-def _checked(samples: int | str, on_bad: str) -> int | None:
-    if samples != "all" and (not isinstance(samples, int) or samples < 1):
-        raise EstimationError(f"Expected samples to be 1 or more, or 'all', got {samples!r}")
-    if on_bad not in ("skip", "raise"):
-        raise EstimationError(f"Expected on_bad to be 'skip' or 'raise', got {on_bad!r}")
-    return None if isinstance(samples, str) else samples
-
-
-def _size(batch: Any) -> int:
-    """Count the samples in a batch; 1 for one of a form that only `forward=` knows."""
-    try:
-        return len(inputs_of(batch))
-    except DataError:
-        return 1

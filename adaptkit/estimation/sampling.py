@@ -19,7 +19,7 @@ from torch.utils.data import (
 from adaptkit.batches import inputs_of, take
 from adaptkit.errors import DataError, EstimationError
 
-MICRO_BATCH = 32  # samples; small enough to stay near the caches, large enough to fill the kernels
+MICRO_BATCH = 16  # samples; small enough to stay near the caches, large enough to fill the kernels
 MOST_MICRO_BATCHES = 64  # each is a thread
 
 
@@ -88,7 +88,7 @@ def regroup(batches: Iterable[Tensor]) -> list[Tensor]:
     Their order is kept. Samples of unlike shapes or dtypes never share a micro-batch.
 
     >>> [len(b) for b in regroup([torch.zeros(1, 3)] * 40 + [torch.zeros(1, 4)])]
-    [32, 8, 1]
+    [16, 16, 8, 1]
     """
     waiting = deque(batches)
     size = max(MICRO_BATCH, -(-sum(map(len, waiting)) // MOST_MICRO_BATCHES))

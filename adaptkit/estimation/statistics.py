@@ -1,13 +1,22 @@
 """What estimation found: the moments of every norm layer, and how they get into a model."""
 
+import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 from adaptkit import norms
-from adaptkit.errors import EstimationError
+from adaptkit.errors import CheckpointError, EstimationError
+from adaptkit.files import check_outputs, write_files
 from adaptkit.moments import Moments
+
+FORMAT = "adaptkit-statistics/1"
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,9 @@ class Statistics(Mapping[str, Moments]):
         limited: whether `memory` allowed fewer samples than were asked for.
         dropped: how many samples were left out because they held NaN or an infinity.
         unvisited: layers that no sample passed; they keep what they have.
+        mode: "exact" or "stream"; the latter is an approximation.
+        tolerance: what was asked for; `errors` says what was reached.
+        base: the SHA-256 of the checkpoint that they belong to, if known.
     """
 
     moments: Mapping[str, Moments]
@@ -31,6 +43,9 @@ class Statistics(Mapping[str, Moments]):
     limited: bool = False
     dropped: int = 0
     unvisited: tuple[str, ...] = field(default=())
+    mode: str = "exact"
+    tolerance: float | None = None
+    base: str | None = None
 
     def __getitem__(self, name: str) -> Moments:
         return self.moments[name]
@@ -40,6 +55,47 @@ class Statistics(Mapping[str, Moments]):
 
     def __len__(self) -> int:
         return len(self.moments)
+
+    def standard_errors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return layer name -> the standard errors of means and log-variances, each (C,).
+
+        See `Moments.standard_error`.
+        """
+        return {name: moments.standard_error() for name, moments in self.moments.items()}
+
+    def errors(self) -> dict[str, float]:
+        """Return layer name -> its relative standard error, a number that `tolerance` bounds.
+
+        The larger of two root mean squares over channels: of the mean's standard error in standard
+        deviations of the channel, and of the log-variance's. Constant channels do not count.
+        Infinite for fewer than two samples.
+        """
+        return {name: _relative_error(moments) for name, moments in self.moments.items()}
+
+    def blend(self, source: nn.Module, *, prior: float) -> "Statistics":
+        """Return statistics between the source model's and these, for small targets.
+
+        With n samples and N = `prior`, linear in mean and in variance (Schneider et al. 2020):
+
+            (N·source + n·target) / (N + n)
+
+        Standard errors of the result are unknown (NaN).
+
+        Raises:
+            EstimationError: `prior` is negative, or the source lacks a layer.
+        """
+        if not prior >= 0:
+            raise EstimationError(f"Expected prior to be 0 or more, got {prior}")
+        self.check_fit(source)
+        layers = norms.norm_layers(source)
+        share = self.samples / (self.samples + prior)
+        blended = {}
+        for name, moments in self.moments.items():
+            stored = norms.read(layers[name])
+            mean = stored.mean.to(moments.mean).lerp(moments.mean, share)
+            variance = stored.variance.to(moments.mean).lerp(moments.variance(), share)
+            blended[name] = _of_variance(moments, mean, variance)
+        return replace(self, moments=blended)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Write the means and unbiased variances into a model's norm layers, and return the model.
@@ -51,6 +107,75 @@ class Statistics(Mapping[str, Moments]):
             EstimationError: a layer is missing in the model, has another number of channels, or
                 its dtype cannot hold the values.
         """
+        self.check_fit(model)
+        layers = norms.norm_layers(model)
+        for name, moments in self.moments.items():
+            norms.overwrite(layers[name], moments.mean, moments.variance())
+        return model
+
+    def save(self, path: str | Path, *, base: str | None = None, force: bool = False) -> Path:
+        """Write a domain pack: safetensors, float32, 16 bytes a channel.
+
+        Args:
+            path: ending in .safetensors.
+            base: the SHA-256 of the checkpoint that the statistics belong to.
+            force: replace a file that exists.
+
+        Raises:
+            OutputError: `path` exists or cannot be written.
+        """
+        path = Path(path)
+        check_outputs([path], force=force)
+        write_files({path: self.to_bytes(base=base)})
+        return path
+
+    def to_bytes(self, *, base: str | None = None) -> bytes:
+        """Return what `save` writes."""
+        tensors = {}
+        for name, moments in self.moments.items():
+            mean_error, log_variance_error = moments.standard_error()
+            values = (moments.mean, moments.variance(), mean_error, log_variance_error)
+            tensors[name] = torch.stack(values).float().cpu().contiguous()
+        header = {
+            "format": FORMAT,
+            "base": base or self.base,
+            "counts": {name: (m.count, m.samples) for name, m in self.moments.items()},
+            **{name: getattr(self, name) for name in _PLAIN_FIELDS},
+        }
+        return safetensors.torch.save(tensors, {"adaptkit": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """Read a domain pack; no code in it runs. Means and variances are exact in float32.
+
+        Raises:
+            CheckpointError: the file is missing, broken, or not a domain pack.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        try:
+            tensors = safetensors.torch.load(content)
+            text = content[8 : 8 + int.from_bytes(content[:8], "little")]
+            header = json.loads(json.loads(text)["__metadata__"]["adaptkit"])
+            kind = header["format"]
+        except Exception:  # noqa: BLE001  a broken file makes the readers raise anything
+            raise CheckpointError(f"{path} is broken or not a domain pack") from None
+        if kind != FORMAT:
+            raise CheckpointError(f"{path} is of format {kind}; expected {FORMAT}")
+        try:
+            counts = header["counts"]
+            moments = {name: _restored(tensors[name], *counts[name]) for name in counts}
+            fields = {name: header[name] for name in _PLAIN_FIELDS}
+            return cls(
+                moments, **{**fields, "unvisited": tuple(fields["unvisited"])}, base=header["base"]
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError):
+            raise CheckpointError(f"{path} is a domain pack with fields missing") from None
+
+    def check_fit(self, model: nn.Module) -> None:
+        """Raise EstimationError unless every layer is in the model, with as many channels."""
         layers = norms.norm_layers(model)
         for name, moments in self.moments.items():
             if name not in layers:
@@ -66,6 +191,59 @@ class Statistics(Mapping[str, Moments]):
                 raise EstimationError(
                     f"the statistics of norm layer '{name}' do not fit into {stored.mean.dtype}"
                 )
-        for name, moments in self.moments.items():
-            norms.overwrite(layers[name], moments.mean, moments.variance())
-        return model
+
+
+_PLAIN_FIELDS = (
+    "samples",
+    "available",
+    "random",
+    "limited",
+    "dropped",
+    "unvisited",
+    "mode",
+    "tolerance",
+)
+
+
+def _relative_error(moments: Moments) -> float:
+    if moments.samples < 2:
+        return math.inf
+    if bool(moments.scatter.isnan().any()):  # of blended statistics
+        return math.nan
+    mean_error, log_variance_error = moments.standard_error()
+    known = log_variance_error.isfinite()
+    if not bool(known.any()):
+        return 0.0  # every channel is constant
+    std = (moments.m2 / moments.weight).sqrt()
+    squares = [(e[known]).square().mean() for e in (mean_error / std, log_variance_error)]
+    return float(torch.stack(squares).max().sqrt())
+
+
+def _of_variance(like: Moments, mean: Tensor, variance: Tensor) -> Moments:
+    """Return moments of this mean and unbiased variance whose standard errors are unknown."""
+    m2 = variance * (like.weight * (like.count - 1) / like.count)
+    unknown = torch.full_like(like.scatter, torch.nan)
+    return Moments(like.count, like.weight, mean, m2, like.samples, unknown)
+
+
+def _restored(values: Tensor, count: int, samples: int) -> Moments:
+    """Return moments with the standard errors of a pack, as if all samples were of one size."""
+    mean, variance, mean_error, log_variance_error = values.double()
+    m2 = variance * (count - 1)
+    sigma2 = m2 / count
+    whole = count**2 * (samples - 1) / samples
+    scatter = torch.zeros(3, 3, len(mean), dtype=torch.float64)
+    scatter[0, 0] = count**2 / samples
+    scatter[0, 2] = scatter[2, 0] = sigma2 * count**2 / samples
+    scatter[1, 1] = mean_error.square() * whole
+    scatter[2, 2] = (log_variance_error * sigma2).square() * whole + sigma2.square() * scatter[0, 0]
+    return Moments(int(count), float(count), mean, m2, int(samples), scatter)
+
+
+def as_fields(statistics: Statistics) -> dict[str, Any]:
+    """Return what a report says of statistics beside their values."""
+    errors = statistics.errors()
+    return {
+        **{name: getattr(statistics, name) for name in _PLAIN_FIELDS},
+        "largest_error": max(errors.values()),
+    }

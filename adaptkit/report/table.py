@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from adaptkit.errors import DataError
+from adaptkit.estimation import Statistics
 from adaptkit.evaluation import Evaluation
 from adaptkit.files import write_files
 from adaptkit.norms import Stored
@@ -91,7 +93,7 @@ def compare(
     before: Evaluation,
     after: Evaluation,
     *,
-    target: Mapping[str, Stored] | None = None,
+    statistics: Statistics | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Report:
     """Compare two evaluations of the same samples in the same order.
@@ -103,8 +105,9 @@ def compare(
     Args:
         before: of the source model.
         after: of the adapted model.
-        target: layer name -> the target's statistics; by default those that `after` stores, which
-            is the same thing after plain AdaBN.
+        statistics: the target's; by default those that `after` stores, which are the same thing
+            after plain AdaBN. With them, their relative standard errors are reported as
+            "statistic_se" (see `Statistics.errors`).
         details: kept as the report's own.
 
     Raises:
@@ -124,7 +127,8 @@ def compare(
         *_accuracy(before, after),
         _mean("confidence_mean", before.confidence, after.confidence),
         _mean("entropy_mean", before.entropy, after.entropy),
-        *_divergences(before.layers, after.layers, target or after.layers),
+        *_divergences(before.layers, after.layers, _target(after.layers, statistics)),
+        *_standard_errors(statistics),
     ]
     return Report(tuple(rows), dict(details or {}))
 
@@ -176,6 +180,31 @@ def _divergences(
     yield Row("symmetric_kl", "all", first, second, second - first, n=len(pairs))
     for name, (a, b) in pairs.items():
         yield Row("symmetric_kl", f"layer:{name}", a, b, b - a)
+
+
+def _target(after: Mapping[str, Stored], statistics: Statistics | None) -> Mapping[str, Stored]:
+    """Return the target's statistics, rounded as a model stores them."""
+    if statistics is None:
+        return after
+    return {
+        name: Stored(
+            moments.mean.to(after[name].mean),
+            moments.variance().to(after[name].mean),
+            after[name].eps,
+        )
+        for name, moments in statistics.items()
+    }
+
+
+def _standard_errors(statistics: Statistics | None) -> Iterator[Row]:
+    if statistics is None:
+        return
+    errors = {name: value for name, value in statistics.errors().items() if isfinite(value)}
+    if errors:
+        worst, n = max(errors.values()), statistics.samples
+        yield Row("statistic_se", "all", None, worst, None, n=n)
+        for name, value in errors.items():
+            yield Row("statistic_se", f"layer:{name}", None, value, None, n=n)
 
 
 def _divergence(stored: Stored, target: Stored) -> float:

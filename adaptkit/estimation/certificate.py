@@ -1,0 +1,115 @@
+"""The certificate: an adapted model sees, at every norm layer, the moments that it stores."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from adaptkit import norms
+from adaptkit.batches import Forward, call, inputs_of, to_device
+from adaptkit.errors import EstimationError
+from adaptkit.estimation.precision import Precision, autocast
+from adaptkit.estimation.run import checked, prepared
+from adaptkit.estimation.sampling import draw, finite, regroup
+from adaptkit.moments import Moments, PerSample
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the moments that a model sees lie from those that it stores, per layer.
+
+    Args:
+        mean: layer name -> the largest error of a channel's mean, in its standard deviations.
+        log_variance: layer name -> the largest error of a channel's log-variance.
+    """
+
+    mean: dict[str, float]
+    log_variance: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest of all errors; about 1e-6 for exact statistics in float32."""
+        return max(*self.mean.values(), *self.log_variance.values(), 0.0)
+
+
+def certify(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    samples: int | Literal["all"] | None = None,
+    layers: norms.Select = None,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Certificate:
+    """Pass a sample through an adapted model in eval mode and compare what each norm layer sees.
+
+    With the arguments that the model was adapted with, the same sample is drawn, and the errors are
+    those of the estimate itself; with another sample they include sampling error.
+
+    Args:
+        model: an adapted model; left as it was.
+        loader: as for `estimate`.
+        samples: as for `estimate`.
+        layers: as for `estimate`.
+        device: as for `estimate`.
+        precision: of the forward pass.
+        forward: as for `estimate`.
+        seed: as for `estimate`.
+
+    Raises:
+        EstimationError: as `estimate`.
+
+    >>> from adaptkit import adapt
+    >>> data = torch.randn(50, 3, 4, 4).split(7)
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    >>> certify(net, data).worst > 0.1, certify(adapt(net, data), data).worst < 1e-5
+    (True, True)
+    """
+    model, chosen, where = prepared(model, layers, device)
+    batches = finite(draw(loader, checked(samples=samples), seed).batches, "skip", lambda _: None)
+    pieces = [to_device(b if forward else inputs_of(b), where) for b in batches]
+    if not pieces:
+        raise EstimationError("there is no data to certify with")
+    seen: dict[str, Moments] = {}
+
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        within = norms.averages_instances(layer)
+        here = Moments.pooled([PerSample.of(x)], within=within)
+        seen[name] = seen[name].merge(here, within=within) if name in seen else here
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name, layer in chosen.items()
+    ]
+    try:
+        with norms.evaluating(model), torch.no_grad(), autocast(precision, where, None):
+            for piece in pieces if forward else regroup(pieces):
+                (forward or call)(model, piece)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    errors = {name: _errors(norms.read(chosen[name]), found) for name, found in seen.items()}
+    return Certificate({k: v[0] for k, v in errors.items()}, {k: v[1] for k, v in errors.items()})
+
+
+def _errors(stored: norms.Stored, seen: Moments) -> tuple[float, float]:
+    """Of the channels that vary; one that does not has to have its mean and no variance."""
+    mean, variance = stored.mean.to(seen.mean), stored.variance.to(seen.mean)
+    true = seen.variance()
+    varies = true > 0
+    in_std = ((mean - seen.mean).abs() / true.sqrt())[varies]
+    in_log = (variance.log() - true.log()).abs()[varies]
+    if not bool(variance[~varies].eq(0).all()):
+        return math.inf, math.inf
+    return _largest(in_std), _largest(in_log)
+
+
+def _largest(x: torch.Tensor) -> float:
+    return float(x.max()) if len(x) else 0.0

@@ -1,0 +1,105 @@
+"""The samples that a run has read so far, ready to pass through the model together."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from adaptkit.batches import inputs_of, take
+from adaptkit.errors import DataError, EstimationError
+from adaptkit.estimation.sampling import regroup
+
+Weight = Callable[[Any], Tensor]
+
+
+@dataclass
+class Sample:
+    """Batches in memory, and the weights of their samples.
+
+    Args:
+        source: batches still to be read: (what the model's forward takes, weights or None).
+        tensors: whether batches are tensors, which may be cut anew.
+    """
+
+    source: Iterator[tuple[Any, Tensor | None]]
+    tensors: bool
+    count: int = 0
+    ended: bool = False
+    _batches: list[Any] = field(default_factory=list)
+    _weights: list[Tensor] = field(default_factory=list)
+
+    def grow(self, count: int, progress: Callable[[int], None] | None = None) -> None:
+        """Read on until there are `count` samples or the data ends."""
+        while self.count < count and not self.ended:
+            try:
+                batch, weight = next(self.source)
+            except StopIteration:
+                self.ended = True
+                return
+            size = size_of(batch)
+            if self.tensors and self.count + size > count:  # put the rest back
+                cut = (
+                    torch.arange(size)[: count - self.count],
+                    torch.arange(size)[count - self.count :],
+                )
+                rest = take(batch, cut[1]), None if weight is None else weight[cut[1]]
+                self.source = itertools.chain([rest], self.source)
+                batch, weight = take(batch, cut[0]), None if weight is None else weight[cut[0]]
+            self._batches.append(batch)
+            if weight is not None:
+                self._weights.append(weight)
+            self.count += size_of(batch)
+            if progress:
+                progress(self.count)
+
+    def first(self, rows: int) -> Any:
+        """Return a few rows of the first batch; all of it if it is not a tensor."""
+        return self._batches[0][:rows] if self.tensors else self._batches[0]
+
+    def micro_batches(self) -> list[Any]:
+        """Return all that was read, cut into micro-batches of one size where that can be done."""
+        return regroup(self._batches) if self.tensors else self._batches
+
+    def weights(self) -> Tensor | None:
+        """Return shape (count,), or None."""
+        return torch.cat(self._weights) if self._weights else None
+
+    def clear(self) -> None:
+        """Forget what was read, to make room for what comes next."""
+        self._batches.clear()
+        self._weights.clear()
+        self.count = 0
+
+
+def weights_of(batch: Any, weight: Weight, size: int) -> Tensor:
+    """Return `weight(batch)`, checked.
+
+    Raises:
+        EstimationError: it is not one finite number of 0 or more for each sample.
+    """
+    found = weight(batch)
+    if not isinstance(found, Tensor) or found.shape != (size,):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise EstimationError(
+            f"Expected weight= to return a tensor of shape ({size},), got {shape}"
+        )
+    if not bool(((found >= 0) & found.isfinite()).all()):
+        raise EstimationError("Expected weight= to return finite numbers of 0 or more")
+    return found.detach().double().cpu()
+
+
+def size_of(batch: Any) -> int:
+    """Count the samples in a batch; 1 for one of a form that only `forward=` knows."""
+    try:
+        return len(inputs_of(batch))
+    except DataError:
+        return 1
+
+
+def bytes_of(batch: Any) -> int:
+    """Return the bytes of all tensors in a batch."""
+    return sum(t.nbytes for t in tree_leaves(batch) if isinstance(t, Tensor))
