@@ -54,6 +54,15 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     header: dict[str, Any]
 
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the tensors, names and all: the same in any container."""
+        digest = hashlib.sha256()
+        for key in sorted(self.state_dict):
+            value = self.state_dict[key].detach().cpu().contiguous()
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def adapted(self) -> dict[str, Any] | None:
         """Where the statistics come from, if the file was adapted; else None."""

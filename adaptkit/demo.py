@@ -88,9 +88,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, progress: Progress | None = N
 
     def adapted(name: str) -> Run:
         out = folder / ("source-adapted.pt" if name == "target" else f"source-adapted-{name}.pt")
-        return adapt_folder(
-            source, folder / name, out=out, device="cpu", samples="all", seed=seed, force=True
-        )
+        return adapt_folder(source, folder / name, out=out, device="cpu", seed=seed, force=True)
 
     runs = {name: adapted(name) for name in SHIFTS}
     return Demo(folder, _command(runs["target"]), runs, adapted("target-unlabelled"))
@@ -149,6 +147,6 @@ def _command(run: Run) -> str:
     arguments = run.report.details["arguments"]
     outputs: Outputs = run.outputs
     words = ["adaptkit", "adapt", "--source", arguments["source"], "--target", arguments["target"]]
-    words += ["--out", str(outputs.checkpoint), "--samples", "all", "--device", "cpu"]
+    words += ["--out", str(outputs.checkpoint), "--device", "cpu"]
     words += ["--seed", str(arguments["seed"]), "--force"]
     return shlex.join(words)

@@ -77,6 +77,8 @@ class Moments:
         samples: how many samples (images) the values belong to.
         scatter: shape (3, 3, C), float64, Σ v·vᵀ over samples, with v = w·(number of values,
             Σ(x − mean), Σ(x − mean)²) of a sample: what standard errors need.
+        within: whether the variance is the mean of the samples' own unbiased variances, without the
+            spread between samples, as InstanceNorm tracks it; `m2` is then that times `weight`.
 
     >>> x = torch.tensor([[1.0, 10.0], [2.0, 10.0], [6.0, 10.0]])
     >>> m = Moments.of(x[:1]) + Moments.of(x[1:])
@@ -90,6 +92,7 @@ class Moments:
     m2: Tensor
     samples: int
     scatter: Tensor
+    within: bool = False
 
     @classmethod
     def of(cls, x: Tensor, *, weight: Tensor | None = None) -> "Moments":
@@ -122,8 +125,7 @@ class Moments:
     ) -> "Moments":
         """Return the moments over all samples of `parts`, in order; `weight` as in `of`.
 
-        The parts may differ in how many values their samples have. With `within`, the variance is
-        the mean of the samples' own unbiased variances, without the spread between samples.
+        The parts may differ in how many values their samples have.
 
         Raises:
             ValueError: `weight` is wrong (see `of`), or samples of one value have no variance.
@@ -145,14 +147,13 @@ class Moments:
         if within:
             if bool((n_i < 2).any()):
                 raise ValueError("Expected two values or more in each sample for its variance")
-            # (count − 1) / count is what `variance` takes away again.
-            squares = m2_i * (n_i / (n_i - 1) * (count - 1) / count)[:, None]
+            squares = m2_i * (n_i / (n_i - 1))[:, None]
         else:
             squares = m2_i + n_i[:, None] * deviation.square()
         weighted = w_i[:, None] * n_i[:, None]
         scatter = _outer(weighted.expand_as(mean_i), weighted * deviation, w_i[:, None] * squares)
         m2 = w_i @ squares
-        return cls(count, total, mean, m2, int((w_i > 0).sum()), scatter)
+        return cls(count, total, mean, m2, int((w_i > 0).sum()), scatter, within)
 
     @classmethod
     def empty(cls, channels: int, *, device: torch.device | str = "cpu") -> "Moments":
@@ -165,17 +166,6 @@ class Moments:
         return cls(0, 0.0, zeros, zeros.clone(), 0, zeros.expand(3, 3, -1).clone())
 
     def __add__(self, other: "Moments") -> "Moments":
-        return self.merge(other)
-
-    def merge(self, other: "Moments", *, within: bool = False) -> "Moments":
-        """Return the moments of both sets of values; `a + b` is ``a.merge(b)``.
-
-        With `within`, both variances are means of the samples' own (see `pooled`), and the spread
-        between samples stays out of their merged one.
-
-        Raises:
-            ValueError: they have different numbers of channels.
-        """
         if self.mean.shape != other.mean.shape:
             raise ValueError(
                 f"Expected moments of the same channels, got {tuple(self.mean.shape)} "
@@ -191,21 +181,25 @@ class Moments:
             self.count + other.count,
             weight,
             mean,
-            self.m2 + other.m2 + (0 if within else between),
+            self.m2 + other.m2 + (0 if self.within else between),
             self.samples + other.samples,
-            _about(self.scatter, self.mean - mean, within)
-            + _about(other.scatter, other.mean - mean, within),
+            _about(self.scatter, self.mean - mean, self.within)
+            + _about(other.scatter, other.mean - mean, self.within),
+            self.within,
         )
 
     def variance(self) -> Tensor:
         """Return the unbiased variance, m2 / weight · count / (count − 1), shape (C,).
+
+        With `within`, m2 / weight, which is unbiased already.
 
         Raises:
             ValueError: there are fewer than two values.
         """
         if self.count < 2:
             raise ValueError(f"Expected two values or more for the variance, got {self.count}")
-        return self.m2 * (self.count / (self.count - 1) / self.weight)
+        bessel = 1 if self.within else self.count / (self.count - 1)
+        return self.m2 * (bessel / self.weight)
 
     def standard_error(self) -> tuple[Tensor, Tensor]:
         """Return the standard errors of the mean and of the log-variance, each of shape (C,).

@@ -1,6 +1,7 @@
 """The `adaptkit` command. Nothing here imports torch before a command needs it."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from adaptkit import __version__
 from adaptkit.errors import AdaptkitError
 
 from .adapt import adapt
+from .apply import apply
 from .demo import demo
 
 INTERRUPTED = 130
@@ -19,10 +21,20 @@ class _Group(click.Group):
     """Commands whose every failure is one line on stderr that begins with `Error:`."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Pillow's on large or odd images: what cannot be read is named in the output anyway.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             return super().invoke(ctx)
         except AdaptkitError as error:
             raise click.ClickException(str(error)) from error
+        except RuntimeError as error:
+            # torch reports the death of a worker in whatever the main process is doing just then.
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise click.ClickException(
+                "a process that decodes images ended unexpectedly (out of memory?): "
+                "use fewer --workers, or a smaller --batch-size"
+            ) from error
 
     def main(
         self,
@@ -68,4 +80,5 @@ def main(ctx: click.Context) -> None:
 
 
 main.add_command(adapt)
+main.add_command(apply)
 main.add_command(demo)

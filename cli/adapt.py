@@ -35,18 +35,67 @@ from . import options
     metavar="PATH.csv",
     help="The figures; a .json lies beside. [default: named after --out]",
 )
-@click.option(
-    "--arch",
-    metavar="SPEC",
-    help="For a file that does not name its architecture: torchvision:resnet18.",
-)
+@options.arch
 @click.option(
     "--samples",
     callback=options.count_or_all,
     metavar="N|all",
-    default="1024",
+    help="Images the statistics are taken from, drawn at random. More for "
+    "precision, fewer for speed. [default: 1024; with --tolerance: all]",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Draw 128, 256, ... images until every layer's standard error is within X; "
+    "0.02 is 2% of a standard deviation. For large targets.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "stream"]),
+    default="exact",
     show_default=True,
-    help="How many images the statistics are taken from, drawn at random.",
+    help="stream: an approximation, for more samples than memory holds.",
+)
+@click.option(
+    "--memory",
+    callback=options.size,
+    metavar="SIZE",
+    help="What waiting activations may take, such as 4GiB. When others need the "
+    "machine. [default: half of what is free]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Of the estimation. fp32 for bit-true work; auto takes bf16 for large "
+    "images where it is native.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    metavar="GLOB",
+    help="Adapt only norm layers of these names, as in 'layer1.*'. Early layers "
+    "carry the domain. Repeatable. [default: all]",
+)
+@click.option(
+    "--prior",
+    type=click.FloatRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Count the source's statistics for N images; 8 to 32 for tiny targets.",
+)
+@click.option(
+    "--stats-only",
+    is_flag=True,
+    help="Write the statistics alone, for `adaptkit apply`: kilobytes a domain.",
+)
+@click.option(
+    "--certify",
+    is_flag=True,
+    help="Report how far the adapted model is from seeing what it stores.",
 )
 @click.option(
     "--device",
@@ -74,7 +123,7 @@ from . import options
 @click.option(
     "--skip-bad", is_flag=True, help="Go on when more than a tenth of the images cannot be read."
 )
-@click.option("--force", is_flag=True, help="Replace outputs that exist.")
+@options.force
 @options.seed
 @options.quiet
 def adapt(quiet: bool, **arguments: Any) -> None:
@@ -94,6 +143,8 @@ def adapt(quiet: bool, **arguments: Any) -> None:
     with progress(quiet=quiet) as report_progress:
         from adaptkit.pipeline import adapt_folder
 
-        run = adapt_folder(**arguments, progress=report_progress)
+        run = adapt_folder(
+            **{**arguments, "layers": arguments["layers"] or None}, progress=report_progress
+        )
     if not quiet:
         print_run(run)

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,9 +9,23 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def count_or_all(_: click.Context, __: click.Parameter, value: str) -> int | str:
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
+
+
+def size(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """Read a size in bytes, such as 500MB or 4GiB."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]?i?)b?", value.strip().lower())
+    if not found or found[2] not in _UNITS or not float(found[1]):
+        raise click.BadParameter(f"{value!r} is not a size such as 500MB or 4GiB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def count_or_all(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
     """Read a whole number of 1 or more, or the word "all"."""
-    if value == "all":
+    if value is None or value == "all":
         return value
     if not value.isdecimal() or int(value) < 1:
         raise click.BadParameter(f"{value!r} is not a whole number of 1 or more, nor 'all'")
@@ -32,3 +47,17 @@ def seed(function: F) -> F:
 def quiet(function: F) -> F:
     """--quiet: print nothing but errors."""
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(function)
+
+
+def arch(function: F) -> F:
+    """--arch: what a file that does not name its architecture needs."""
+    return click.option(
+        "--arch",
+        metavar="SPEC",
+        help="For a file that does not name its architecture: torchvision:resnet18.",
+    )(function)
+
+
+def force(function: F) -> F:
+    """--force: replace outputs that exist."""
+    return click.option("--force", is_flag=True, help="Replace outputs that exist.")(function)

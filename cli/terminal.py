@@ -20,6 +20,7 @@ _STAGES = {
     "before": "Scoring the source model",
     "reading": "Reading images",
     "estimating": "Estimating, layers",
+    "streaming": "Estimating, images",
     "after": "Scoring the adapted model",
     "training": "Training the source model, epochs",
 }
@@ -61,8 +62,14 @@ def print_run(run: "Run") -> None:
     out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
     for note in run.notes:
         out.print(f"Note: {note}")
-    if statistics.unvisited:
-        out.print(f"Not passed by any image, so left alone: {', '.join(statistics.unvisited)}")
+    errors = [e for e in statistics.errors().values() if e < float("inf")]
+    if errors:
+        out.print(f"Largest standard error of a layer's statistics: {max(errors):.1%}")
+    certificate = run.report.row("certificate")
+    if certificate is not None and certificate.after is not None:
+        out.print(
+            f"Certificate, largest error against what the model sees: {certificate.after:.1e}"
+        )
     out.print()
     out.print(comparison(run.report))
     out.print(verdict(run.report))

@@ -23,7 +23,7 @@ from torchvision.models import resnet18
 from adaptkit import Transform, image_folder, load_checkpoint, save_checkpoint
 from adaptkit.models import SmallCNN
 from adaptkit.norms import norm_layers
-from cli import main
+from cli import main, options
 
 CLASSES = ("cat", "dog", "emu")
 GREY = Transform(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
@@ -97,7 +97,7 @@ def test_class_folders(here: Path) -> None:
     frame = pd.read_csv("source-adapted.csv")
     accuracy = frame[frame.metric == "accuracy"].iloc[0]
     assert accuracy.n == 36
-    assert frame[frame.scope.str.startswith("layer:")].after.eq(0).all()
+    assert frame[frame.metric == "symmetric_kl"].after.eq(0).all()
     assert len(frame[frame.metric == "symmetric_kl"]) == 5
 
     before, after = (torch.load(f"{n}.pt", weights_only=True) for n in ("source", "source-adapted"))
@@ -133,7 +133,7 @@ def test_without_labels_there_is_no_accuracy(here: Path, nested: bool) -> None:
     assert result.exit_code == 0, result.output
     assert "No labels, so the accuracy is not known" in result.stdout
     metrics = set(pd.read_csv("source-adapted.csv").metric)
-    assert metrics == {"confidence_mean", "entropy_mean", "symmetric_kl"}
+    assert metrics == {"confidence_mean", "entropy_mean", "symmetric_kl", "statistic_se"}
     assert ("named like a class" in " ".join(result.stdout.split())) == nested
 
 
@@ -414,3 +414,95 @@ def test_a_missing_option_is_one_line(here: Path) -> None:
     result = CliRunner().invoke(main, ["adapt", "--source", "x.pt"])
     assert result.exit_code == 2
     assert result.stderr == "Error: Missing option '--target'.\n"
+
+
+# Packs and the options of estimation.
+
+
+def test_a_domain_pack_turns_the_base_into_the_domain(here: Path) -> None:
+    assert adapt("--out", "direct.pt").exit_code == 0
+    result = adapt("--stats-only")
+    assert result.exit_code == 0, result.output
+    assert "Wrote source-statistics.safetensors" in result.stdout
+    assert Path("source-statistics.safetensors").stat().st_size < 10_000
+    line = ["apply", "--source", "source.pt", "--stats", "source-statistics.safetensors", "--out"]
+    result = CliRunner().invoke(main, [*line, "applied.pt"])
+    assert result.exit_code == 0, result.output
+    assert result.output == "Wrote applied.pt: 4 norm layers from 36 images\n"
+    direct, applied = (
+        torch.load(f"{n}.pt", weights_only=True)["state_dict"] for n in ("direct", "applied")
+    )
+    assert all(torch.equal(direct[k], applied[k]) for k in direct)
+    again = CliRunner().invoke(main, [*line, "applied.pt"])
+    assert again.stderr.startswith("Error: applied.pt exists already")
+    over = CliRunner().invoke(main, [*line, "source.pt", "--force"])
+    assert "is also the input" in over.stderr
+
+
+def test_a_pack_of_another_model_is_refused(here: Path) -> None:
+    assert adapt("--stats-only").exit_code == 0
+    save_checkpoint(
+        "other.pt",
+        SmallCNN(in_channels=1, num_classes=3),
+        arch="adaptkit:small_cnn",
+        arch_kwargs={"in_channels": 1, "num_classes": 3},
+    )
+    before = files()
+    line = ["apply", "--source", "other.pt", "--stats", "source-statistics.safetensors"]
+    result = CliRunner().invoke(main, [*line, "--out", "x.pt"])
+    assert result.exit_code == 1
+    assert "was made for another model than other.pt" in result.stderr
+    assert files() == before
+
+
+def test_the_same_weights_in_another_container_take_the_pack(here: Path) -> None:
+    assert adapt("--stats-only").exit_code == 0
+    source = load_checkpoint("source.pt")
+    save_checkpoint("source.safetensors", source.model, like=source)
+    line = ["apply", "--source", "source.safetensors", "--stats", "source-statistics.safetensors"]
+    assert CliRunner().invoke(main, [*line, "--out", "x.safetensors"]).exit_code == 0
+
+
+def test_options_reach_the_estimate(here: Path) -> None:
+    args = ["--layers", "features.1", "--layers", "features.4", "--prior", "12", "--certify"]
+    args += ["--precision", "fp32", "--memory", "1GiB"]
+    result = adapt(*args)
+    assert result.exit_code == 0, result.output
+    assert "Adapted 2 norm layers" in result.stdout
+    assert "Certificate" in result.stdout
+    found = record()
+    assert found["layers"]["adapted"] == ["features.1", "features.4"]  # type: ignore[index]
+    assert found["arguments"]["memory"] == 2**30  # type: ignore[index]
+    frame = pd.read_csv("source-adapted.csv")
+    assert (frame.metric == "certificate").sum() == 1
+    # Blended statistics lie between the source's and the target's.
+    whole = frame.query("metric == 'symmetric_kl' and scope == 'layer:features.1'").iloc[0]
+    assert 0 < whole.after < whole.before
+
+
+def test_certificate_tolerance_and_stream(here: Path) -> None:
+    assert adapt("--certify", "--out", "a.pt").exit_code == 0
+    assert record("a.json")["certificate"]["worst"] < 1e-5  # type: ignore[index]
+    assert adapt("--tolerance", "5", "--out", "b.pt").exit_code == 0
+    assert record("b.json")["statistics"]["tolerance"] == 5  # type: ignore[index]
+    frame = pd.read_csv("b.csv").query("metric == 'statistic_se'")
+    assert len(frame) == 5
+    result = adapt("--mode", "stream", "--out", "c.pt")
+    assert "approximation" in result.stdout
+    assert record("c.json")["statistics"]["mode"] == "stream"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("10", 10), ("2KB", 2000), ("1.5 MiB", 3 * 2**19), ("4g", 4 * 10**9)]
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert options.size(None, None, text) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", [["--memory", "much"], ["--memory", "0"], ["--tolerance", "0"]])
+def test_estimation_options_out_of_range(here: Path, option: list[str]) -> None:
+    fails(option[0], *option)
+
+
+def test_layers_that_are_not_there(here: Path) -> None:
+    fails("no norm layer is named 'layer9'", "--layers", "layer9")

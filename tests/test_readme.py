@@ -57,7 +57,7 @@ def test_the_command_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch)
         line[2:]
         for block in blocks("console")
         for line in block.splitlines()
-        if line.startswith("$ adaptkit adapt")
+        if line.startswith("$ adaptkit ")
     ]
     assert lines
     for line in lines:

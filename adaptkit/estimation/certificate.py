@@ -80,9 +80,8 @@ def certify(
 
     def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        within = norms.averages_instances(layer)
-        here = Moments.pooled([PerSample.of(x)], within=within)
-        seen[name] = seen[name].merge(here, within=within) if name in seen else here
+        here = Moments.pooled([PerSample.of(x)], within=norms.averages_instances(layer))
+        seen[name] = seen[name] + here if name in seen else here
 
     hooks = [
         layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)

@@ -83,8 +83,7 @@ def lockstep(
         while done != visits and (arrivals := _advance(running)):
             name = arrivals[0].layer
             here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
-            within = norms.averages_instances(layers[name])
-            found[name] = found[name].merge(here, within=within) if name in found else here
+            found[name] = found[name] + here if name in found else here
             _write(name, layers[name], found[name])
             done += 1
             if progress:

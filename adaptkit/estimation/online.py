@@ -67,7 +67,7 @@ class OnlineAdapter:
         self._source = {name: norms.read(layer) for name, layer in self._layers.items()}
         self._forward = forward or call
         self._stream: dict[str, Moments] = {}
-        self.samples = 0
+        self._batch = self.samples = 0
         self.effective_samples = 0.0
 
     def __call__(self, batch: Any) -> Any:
@@ -77,6 +77,7 @@ class OnlineAdapter:
             EstimationError: the batch makes a layer's input infinite or NaN; nothing has moved.
         """
         seen: dict[str, Moments] = {}
+        self._batch = 0  # the samples in this batch, as the layers see them
         hooks = [
             layer.register_forward_pre_hook(partial(self._arrive, seen, name), with_kwargs=True)
             for name, layer in self._layers.items()
@@ -88,9 +89,9 @@ class OnlineAdapter:
             for hook in hooks:
                 hook.remove()
         self._stream |= seen
-        size = max((m.samples for m in seen.values()), default=0)
-        self.effective_samples = self.effective_samples * self._kept(size) + size
-        self.samples += size
+        kept = self._kept(self._batch)
+        self.effective_samples = self.effective_samples * kept + self._batch
+        self.samples += self._batch
         return output
 
     def reset(self) -> None:
@@ -131,15 +132,14 @@ class OnlineAdapter:
         kwargs: dict[str, Any],
     ) -> None:
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        within = norms.averages_instances(layer)
-        here = Moments.pooled([PerSample.of(x)], within=within)
+        here = Moments.pooled([PerSample.of(x)], within=norms.averages_instances(layer))
+        self._batch = max(self._batch, here.samples)
         if not here.is_finite():
             raise EstimationError(f"norm layer '{name}' sees values that are not finite")
         if name in seen:  # a shared layer, visited before in this very forward
-            moments = seen[name].merge(here, within=within)
+            moments = seen[name] + here
         elif name in self._stream:
-            faded = _faded(self._stream[name], self._kept(here.samples))
-            moments = faded.merge(here, within=within)
+            moments = _faded(self._stream[name], self._kept(here.samples)) + here
         else:
             moments = here
         seen[name] = moments
@@ -147,11 +147,11 @@ class OnlineAdapter:
         effective = moments.weight / (moments.count / moments.samples)
         share = effective / (effective + self.prior)
         biased = moments.m2 / moments.weight
-        variance = biased * (moments.count / max(moments.count - 1, 1))
+        bessel = 1 if moments.within else moments.count / max(moments.count - 1, 1)
         norms.replace(
             layer,
             source.mean.to(moments.mean).lerp(moments.mean, share),
-            source.variance.to(moments.mean).lerp(variance, share),
+            source.variance.to(moments.mean).lerp(biased * bessel, share),
         )
 
     def _kept(self, samples: int) -> float:

@@ -176,9 +176,7 @@ class _Engine:
             if sample.count:
                 with self._autocast(sample):
                     for name, moments in self._lockstep(sample, seen).items():
-                        within = norms.averages_instances(self.layers[name])
-                        before = found.get(name)
-                        found[name] = before.merge(moments, within=within) if before else moments
+                        found[name] = found[name] + moments if name in found else moments
             count += sample.count
             sample.clear()
             if self.progress:

@@ -139,7 +139,7 @@ class Statistics(Mapping[str, Moments]):
         header = {
             "format": FORMAT,
             "base": base or self.base,
-            "counts": {name: (m.count, m.samples) for name, m in self.moments.items()},
+            "counts": {k: (m.count, m.samples, m.within) for k, m in self.moments.items()},
             **{name: getattr(self, name) for name in _PLAIN_FIELDS},
         }
         return safetensors.torch.save(tensors, {"adaptkit": json.dumps(header)})
@@ -221,15 +221,15 @@ def _relative_error(moments: Moments) -> float:
 
 def _of_variance(like: Moments, mean: Tensor, variance: Tensor) -> Moments:
     """Return moments of this mean and unbiased variance whose standard errors are unknown."""
-    m2 = variance * (like.weight * (like.count - 1) / like.count)
+    bessel = 1 if like.within else like.count / (like.count - 1)
     unknown = torch.full_like(like.scatter, torch.nan)
-    return Moments(like.count, like.weight, mean, m2, like.samples, unknown)
+    return replace(like, mean=mean, m2=variance * (like.weight / bessel), scatter=unknown)
 
 
-def _restored(values: Tensor, count: int, samples: int) -> Moments:
+def _restored(values: Tensor, count: int, samples: int, within: bool) -> Moments:
     """Return moments with the standard errors of a pack, as if all samples were of one size."""
     mean, variance, mean_error, log_variance_error = values.double()
-    m2 = variance * (count - 1)
+    m2 = variance * (count if within else count - 1)
     sigma2 = m2 / count
     whole = count**2 * (samples - 1) / samples
     scatter = torch.zeros(3, 3, len(mean), dtype=torch.float64)
@@ -237,13 +237,13 @@ def _restored(values: Tensor, count: int, samples: int) -> Moments:
     scatter[0, 2] = scatter[2, 0] = sigma2 * count**2 / samples
     scatter[1, 1] = mean_error.square() * whole
     scatter[2, 2] = (log_variance_error * sigma2).square() * whole + sigma2.square() * scatter[0, 0]
-    return Moments(int(count), float(count), mean, m2, int(samples), scatter)
+    return Moments(int(count), float(count), mean, m2, int(samples), scatter, bool(within))
 
 
 def as_fields(statistics: Statistics) -> dict[str, Any]:
     """Return what a report says of statistics beside their values."""
-    errors = statistics.errors()
+    worst = max(statistics.errors().values())
     return {
         **{name: getattr(statistics, name) for name in _PLAIN_FIELDS},
-        "largest_error": max(errors.values()),
+        "largest_error": worst if math.isfinite(worst) else None,
     }
