@@ -480,3 +480,19 @@ def test_nothing_after_the_last_norm_layer_is_computed() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU(), tail)
     estimate(net, [torch.randn(128, 2)])
     assert tail.calls == 1
+
+
+def test_a_model_that_views_its_maps_as_contiguous_ones() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm1d(400)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.norm(self.conv(x).view(len(x), -1))
+            return out
+
+    torch.manual_seed(0)
+    model, x = Viewing(), unlike_images(40)
+    truth = by_definition(model, ["norm"], x)
+    assert max(worst_error(arrays(estimate(model, x.split(7))), truth)) < 1e-5

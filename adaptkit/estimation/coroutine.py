@@ -12,16 +12,18 @@ class Stop(BaseException):
 
 
 class Coroutine(Generic[T]):
-    """Run `body` on a thread of its own, but only while a caller waits in `resume`.
+    """Run `body` on a thread of its own, but only between a caller's `start` and `wait`.
 
-    So at any time one thread runs at most, and nothing in `body` needs a lock. `body` calls
-    `suspend(value)`, at any depth, to hand `value` to the caller and to wait for the next `resume`.
+    `body` calls `suspend(value)`, at any depth, to hand `value` to the caller and to stop until the
+    next `start`. A caller that waits before it starts another has one thread running at a time.
 
     >>> def body() -> None:
     ...     task.suspend("half way")
     >>> task = Coroutine(body)
-    >>> task.resume(), task.resume(), task.done
-    ('half way', None, True)
+    >>> task.start(); task.wait()
+    'half way'
+    >>> task.start(); task.wait(), task.done
+    (None, True)
     """
 
     def __init__(self, body: Callable[[], None]) -> None:
@@ -36,27 +38,34 @@ class Coroutine(Generic[T]):
         self._running = self._closing = False
         self.done = False
 
-    def resume(self) -> T | None:
-        """Let `body` go on until it suspends (return the value), or ends (return None).
-
-        Raises:
-            BaseException: whatever `body` raised, with its own traceback.
-        """
+    def start(self) -> None:
+        """Let `body` go on, unless it has ended."""
         if self.done:
-            return None
+            return
         self._value, self._running = None, True
         if self._thread.ident is None:
             self._thread.start()
         else:
             self._go.release()
-        self._wait()
+
+    def wait(self) -> T | None:
+        """Wait until `body` suspends (return the value), or ends (return None).
+
+        Raises:
+            BaseException: whatever `body` raised, with its own traceback.
+        """
+        self._join_running()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return self._value
+        return None if self.done else self._value
 
     def suspend(self, value: T) -> None:
-        """Hand `value` to the caller of `resume` and wait. To be called by `body` only."""
+        """Hand `value` to the caller and stop until the next `start`. To be called by `body` only.
+
+        Raises:
+            Stop: the caller called `close`.
+        """
         if not self._closing:
             self._value = value
             self._back.release()
@@ -65,33 +74,33 @@ class Coroutine(Generic[T]):
             raise Stop
 
     def close(self) -> None:
-        """End `body` where it is suspended and wait until its thread is gone."""
+        """End `body` where it is suspended, or next will be, and wait until its thread is gone."""
+        self._closing = True
         if self._thread.ident is None:
             self.done = True
             return
-        self._closing = True
-        if self._running:  # the caller was interrupted while it waited in `resume`
-            self._wait()
+        self._join_running()
         if not self.done:
             self._running = True
             self._go.release()
-            self._wait()
+            self._join_running()
         self._thread.join()
 
     def is_current(self) -> bool:
         """Whether the calling thread is this coroutine's own."""
         return threading.current_thread() is self._thread
 
-    def _wait(self) -> None:
-        self._back.acquire()
-        self._running = False
+    def _join_running(self) -> None:
+        if self._running:
+            self._back.acquire()
+            self._running = False
 
     def _run(self) -> None:
         try:
             self._body()
         except Stop:
             pass
-        except BaseException as error:  # noqa: BLE001  it is raised again in `resume`
+        except BaseException as error:  # noqa: BLE001  it is raised again in `wait`
             self._error = error
         finally:
             self.done = True

@@ -1,5 +1,6 @@
 """Exact statistics in one forward: every micro-batch waits at each norm layer for the others."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +30,7 @@ def lockstep(
     *,
     weight: Tensor | None = None,
     visits: int | None = None,
+    at_once: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Moments]:
     """Return each layer's moments over all micro-batches, upstream layers using their own new ones.
@@ -48,6 +50,7 @@ def lockstep(
         forward: runs one micro-batch through the model; what it returns is dropped.
         weight: shape (N,), one for each sample of all micro-batches in order.
         visits: stop after so many visits to norm layers, if it is known that no more come.
+        at_once: how many micro-batches may run at a time, each on its share of torch's CPU threads.
         progress: called with the number of layers done.
 
     Raises:
@@ -57,7 +60,7 @@ def lockstep(
     """
     found: dict[str, Moments] = {}
     done = 0
-    state = _ThreadState()
+    state = _ThreadState(threads=max(1, torch.get_num_threads() // at_once))
     running: list[Coroutine[_Arrival]] = []
 
     def run(batch: Any) -> None:
@@ -79,8 +82,12 @@ def lockstep(
         for name, layer in layers.items()
     ]
     running += [Coroutine(partial(run, batch)) for batch in micro_batches]
-    try:
-        while done != visits and (arrivals := _advance(running)):
+    with _threads_kept(), contextlib.ExitStack() as undo:
+        for hook in hooks:
+            undo.callback(hook.remove)
+        for coroutine in running:
+            undo.callback(coroutine.close)
+        while done != visits and (arrivals := _advance(running, at_once)):
             name = arrivals[0].layer
             here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
             found[name] = found[name] + here if name in found else here
@@ -88,17 +95,17 @@ def lockstep(
             done += 1
             if progress:
                 progress(len(found))
-    finally:
-        for coroutine in running:
-            coroutine.close()
-        for hook in hooks:
-            hook.remove()
     return found
 
 
-def _advance(coroutines: Sequence[Coroutine[_Arrival]]) -> list[_Arrival]:
-    """Let each run to its next norm layer; [] once all have ended."""
-    arrivals = [coroutine.resume() for coroutine in coroutines]
+def _advance(coroutines: Sequence[Coroutine[_Arrival]], at_once: int) -> list[_Arrival]:
+    """Let each run to its next norm layer, `at_once` at a time; [] once all have ended."""
+    arrivals: list[_Arrival | None] = []
+    for index, coroutine in enumerate(coroutines):
+        coroutine.start()
+        if index + 1 >= at_once:
+            arrivals.append(coroutines[len(arrivals)].wait())
+    arrivals += [coroutine.wait() for coroutine in coroutines[len(arrivals) :]]
     names = [a.layer if a else None for a in arrivals]
     for index, name in enumerate(names):
         if name != names[0]:
@@ -151,9 +158,10 @@ def _write(name: str, layer: nn.Module, moments: Moments) -> None:
 
 
 class _ThreadState:
-    """The caller's autocast and current device, which a new thread does not inherit."""
+    """What a new thread does not inherit: the caller's autocast and device; and its CPU threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._autocast = [
             (kind, torch.get_autocast_dtype(kind))
             for kind in ("cpu", "cuda", "mps")
@@ -165,10 +173,32 @@ class _ThreadState:
     def restored(self) -> Iterator[None]:
         if self._cuda is not None:
             torch.cuda.set_device(self._cuda)
-        torch.set_grad_enabled(False)  # the thread's own; it ends with it
+        torch.set_grad_enabled(False)  # the thread's own, like the next; both end with it
+        torch.set_num_threads(self._threads)
         if not self._autocast:
             yield
             return
         (kind, dtype), *_ = self._autocast
-        with torch.autocast(kind, dtype=dtype):
+        # The cache would keep all weights once more in every thread.
+        with torch.autocast(kind, dtype=dtype, cache_enabled=False):
             yield
+
+
+def at_once(device: torch.device, micro_batches: int) -> int:
+    """Return how many micro-batches to run at a time: on a CPU one a core, elsewhere one.
+
+    Each thread has its own team of OpenMP threads, and once there are more of those than cores,
+    every parallel region waits for the system to wake them: on two cores torch's kernels took 15
+    times as long on small images as in a lone team. One thread a micro-batch has no such regions.
+    """
+    return min(torch.get_num_threads(), micro_batches) if device.type == "cpu" else 1
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Set the number of threads that new threads of torch start with back to what it was."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
 from adaptkit.errors import EstimationError
-from adaptkit.estimation.lockstep import lockstep
+from adaptkit.estimation.lockstep import at_once, lockstep
 from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
@@ -185,27 +185,40 @@ class _Engine:
 
     def _look(self, sample: Sample) -> tuple[Probe, int]:
         """Return what a small forward shows, and how many samples memory allows."""
+        try:
+            seen = self._probe(sample)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            # The model calls view() on its feature maps, which channels-last ones refuse.
+            sample.lay_out(torch.contiguous_format)
+            seen = self._probe(sample)
         few = sample.first(2)
-        with self._autocast(sample):
-            seen = probe(self.model, self.layers, few, self.forward)
         if not seen.visits:
             raise EstimationError(
                 "no sample passed a norm layer with statistics: does forward= use the model?"
             )
         size = size_of(few)
         each = max(1, (seen.waiting + bytes_of(few)) // size)
-        running = (seen.running - seen.waiting) * MICRO_BATCH // size
+        together = at_once(self.where, MICRO_BATCH) * MICRO_BATCH
+        running = (seen.running - seen.waiting) * together // size
         return seen, max((allowed(self.memory, self.where) - running) // each, 2)
+
+    def _probe(self, sample: Sample) -> Probe:
+        with self._autocast(sample):
+            return probe(self.model, self.layers, sample.first(2), self.forward)
 
     def _lockstep(self, sample: Sample, seen: Probe) -> dict[str, Moments]:
         report = self.progress
+        micro_batches = sample.micro_batches()
         return lockstep(
             self.model,
             self.layers,
-            sample.micro_batches(),
+            micro_batches,
             self.forward,
             weight=sample.weights(),
             # A layer that the probe did not pass may still come for other samples.
+            at_once=at_once(self.where, len(micro_batches)),
             visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
             progress=report and (lambda done: report("estimating", done, len(self.layers))),
         )

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from adaptkit.batches import inputs_of, take
 from adaptkit.errors import DataError, EstimationError
+from adaptkit.estimation.lockstep import at_once
 from adaptkit.estimation.sampling import regroup
 
 Weight = Callable[[Any], Tensor]
@@ -23,10 +24,13 @@ class Sample:
     Args:
         source: batches still to be read: (what the model's forward takes, weights or None).
         tensors: whether batches are tensors, which may be cut anew.
+        layout: of images in memory. Convolutions and sums are faster over channels-last: on two CPU
+            cores a ResNet-50 forward takes three quarters of the time.
     """
 
     source: Iterator[tuple[Any, Tensor | None]]
     tensors: bool
+    layout: torch.memory_format = torch.channels_last
     count: int = 0
     ended: bool = False
     _batches: list[Any] = field(default_factory=list)
@@ -49,12 +53,21 @@ class Sample:
                 rest = take(batch, cut[1]), None if weight is None else weight[cut[1]]
                 self.source = itertools.chain([rest], self.source)
                 batch, weight = take(batch, cut[0]), None if weight is None else weight[cut[0]]
-            self._batches.append(batch)
+            self._batches.append(self._laid_out(batch))
             if weight is not None:
                 self._weights.append(weight)
             self.count += size_of(batch)
             if progress:
                 progress(self.count)
+
+    def lay_out(self, layout: torch.memory_format) -> None:
+        """Hold images in another order in memory, those to come too."""
+        self.layout = layout
+        self._batches[:] = [self._laid_out(batch) for batch in self._batches]
+
+    def _laid_out(self, batch: Any) -> Any:
+        images = self.tensors and batch.ndim == 4
+        return batch.contiguous(memory_format=self.layout) if images else batch
 
     def first(self, rows: int) -> Any:
         """Return a few rows of the first batch; all of it if it is not a tensor."""
@@ -62,7 +75,9 @@ class Sample:
 
     def micro_batches(self) -> list[Any]:
         """Return all that was read, cut into micro-batches of one size where that can be done."""
-        return regroup(self._batches) if self.tensors else self._batches
+        if not self.tensors:
+            return self._batches
+        return regroup(self._batches, at_once=at_once(self._batches[0].device, self.count))
 
     def weights(self) -> Tensor | None:
         """Return shape (count,), or None."""

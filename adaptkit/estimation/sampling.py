@@ -82,16 +82,22 @@ def finite(batches: Iterable[Any], on_bad: str, dropped: Callable[[int], None]) 
             yield batch
 
 
-def regroup(batches: Iterable[Tensor]) -> list[Tensor]:
+def regroup(batches: Iterable[Tensor], *, at_once: int = 1) -> list[Tensor]:
     """Cut tensors anew into micro-batches of one size, whatever the loader's was.
 
-    Their order is kept. Samples of unlike shapes or dtypes never share a micro-batch.
+    Their order is kept. Samples of unlike shapes or dtypes never share a micro-batch. The number of
+    micro-batches is a multiple of `at_once`, so that as many can run together to the end.
 
     >>> [len(b) for b in regroup([torch.zeros(1, 3)] * 40 + [torch.zeros(1, 4)])]
-    [16, 16, 8, 1]
+    [14, 14, 12, 1]
+    >>> [len(b) for b in regroup(torch.zeros(36, 3).split(5), at_once=4)]
+    [9, 9, 9, 9]
     """
     waiting = deque(batches)
-    size = max(MICRO_BATCH, -(-sum(map(len, waiting)) // MOST_MICRO_BATCHES))
+    total = sum(map(len, waiting))
+    rounds = max(1, -(-total // (MICRO_BATCH * at_once)))
+    rounds = min(rounds, max(1, MOST_MICRO_BATCHES // at_once))
+    size = -(-total // (rounds * at_once))
     groups: list[Tensor] = []
     while waiting:
         group = [waiting.popleft()]
