@@ -11,10 +11,11 @@ import torch
 from reference import by_definition, channel_statistics, inputs_seen, worst_error
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import resnet18
+from torchvision.models import densenet121, resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
-from adaptkit import EstimationError, Statistics, adapt, estimate
+from adaptkit import EstimationError, Statistics, adapt, certify, estimate
+from adaptkit.estimation.probe import probe
 from adaptkit.norms import norm_layers
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -278,9 +279,7 @@ def test_batches_that_pass_different_layers_are_refused(branch_at: int) -> None:
             return out
 
     x = torch.arange(80.0).view(-1, 1)
-    with pytest.raises(
-        EstimationError, match=r"is at layer 'a' where number [2-4] is at layer 'b'"
-    ):
+    with pytest.raises(EstimationError, match=r"is at layer 'a' where number \d+ is at layer 'b'"):
         estimate(Branching(), [x])
     assert no_threads_left()
 
@@ -343,7 +342,7 @@ def test_an_error_in_the_model_ends_the_run_with_itself(
     net.train()
     before = snapshot(net)
     with pytest.raises(type(error)) as caught:
-        estimate(net, [torch.randn(64, 2)])  # four micro-batches
+        estimate(net, [torch.randn(128, 2)])  # four micro-batches or more
     assert caught.value is error
     assert_untouched(net, before)
 
@@ -424,7 +423,8 @@ def test_autocast_of_the_caller_holds_in_every_micro_batch() -> None:
     net = nn.Sequential(Kind(), nn.BatchNorm1d(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         estimate(net, [torch.randn(128, 2)])
-    assert net[0].kinds == [torch.bfloat16] * 9  # a probe and eight micro-batches
+    assert len(net[0].kinds) >= 5  # a probe and the micro-batches
+    assert set(net[0].kinds) == {torch.bfloat16}
 
 
 def test_apply_writes_all_or_nothing(net: Residual) -> None:
@@ -496,3 +496,55 @@ def test_a_model_that_views_its_maps_as_contiguous_ones() -> None:
     model, x = Viewing(), unlike_images(40)
     truth = by_definition(model, ["norm"], x)
     assert max(worst_error(arrays(estimate(model, x.split(7))), truth)) < 1e-5
+
+
+# Normalising in place, where nobody else reads a layer's input.
+
+
+class Readers(nn.Module):
+    """Layers whose input is also read afterwards, was read as the batch itself, or is their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.read_later, self.own = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.twin_a, self.twin_b = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.conv(x)
+        x = self.read_later(y) + y.flatten(1).view_as(y)  # a skip, by way of a view
+        x = self.own(self.conv(x)).relu()
+        z = self.conv(x)
+        out: Tensor = self.twin_a(z) + self.twin_b(z)
+        return out
+
+
+def test_only_what_nobody_else_reads_is_overwritten() -> None:
+    torch.manual_seed(0)
+    model, x = Readers(), unlike_images(40)
+    layers = norm_layers(model)
+    assert probe(model.eval(), layers, x[:2] + 0, lambda m, b: m(b)).owned == {"own"}
+    kept = x.clone()
+    found = estimate(model, x.split(7))
+    assert torch.equal(x, kept)
+    truth = by_definition(model, list(layers), x)
+    assert max(worst_error(arrays(found), truth)) < 1e-5
+    assert not [m for m in model.modules() if "forward" in m.__dict__]
+
+
+def test_densenet_whose_features_are_read_again_and_again() -> None:
+    torch.manual_seed(0)
+    model, x = densenet121(num_classes=5), unlike_images(24, size=64)
+    adapted = adapt(model, x.split(7), precision="fp32")
+    assert certify(adapted, x.split(7)).worst < 1e-5
+
+
+def test_a_hook_of_the_users_sees_what_the_layer_got(net: Residual) -> None:
+    x, kept = unlike_images(20), []
+    hook = net.stem[0].register_forward_hook(lambda _, __, out: kept.append((out, out.clone())))
+    estimate(net, [x])
+    hook.remove()
+    assert kept
+    assert all(torch.equal(out, copied) for out, copied in kept)

@@ -73,6 +73,15 @@ class Coroutine(Generic[T]):
         if self._closing:
             raise Stop
 
+    def cancel(self) -> None:
+        """Let `body` end at its next `suspend`, without waiting for that."""
+        self._closing = True
+
+    def checkpoint(self) -> None:
+        """End `body` here if it was cancelled. To be called by `body` only."""
+        if self._closing:
+            raise Stop
+
     def close(self) -> None:
         """End `body` where it is suspended, or next will be, and wait until its thread is gone."""
         self._closing = True

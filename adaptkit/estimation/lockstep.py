@@ -1,7 +1,8 @@
 """Exact statistics in one forward: every micro-batch waits at each norm layer for the others."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from adaptkit import norms
 from adaptkit.errors import EstimationError
 from adaptkit.estimation.coroutine import Coroutine
 from adaptkit.moments import Moments, PerSample
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _Arrival(NamedTuple):
@@ -31,6 +34,7 @@ def lockstep(
     weight: Tensor | None = None,
     visits: int | None = None,
     at_once: int = 1,
+    owned: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Moments]:
     """Return each layer's moments over all micro-batches, upstream layers using their own new ones.
@@ -51,6 +55,8 @@ def lockstep(
         weight: shape (N,), one for each sample of all micro-batches in order.
         visits: stop after so many visits to norm layers, if it is known that no more come.
         at_once: how many micro-batches may run at a time, each on its share of torch's CPU threads.
+        owned: layers whose input nothing else reads. Those of torch's own BatchNorm normalise in
+            place: fresh memory costs more than the arithmetic.
         progress: called with the number of layers done.
 
     Raises:
@@ -61,10 +67,12 @@ def lockstep(
     found: dict[str, Moments] = {}
     done = 0
     state = _ThreadState(threads=max(1, torch.get_num_threads() // at_once))
+    turns = threading.Semaphore(at_once)
     running: list[Coroutine[_Arrival]] = []
 
-    def run(batch: Any) -> None:
-        with state.restored():
+    def run(number: int, batch: Any) -> None:
+        with state.restored(), turns:
+            running[number].checkpoint()
             forward(model, batch)
 
     def arrive(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -75,19 +83,29 @@ def lockstep(
                 f"norm layer '{name}' was called on a thread that the model started itself, "
                 f"which exact estimation cannot follow"
             )
-        here.suspend(_Arrival(name, _moments(name, x)))
+        arrival = _Arrival(name, _moments(name, x))
+        turns.release()
+        try:
+            here.suspend(arrival)
+        finally:
+            turns.acquire()
+        here.checkpoint()
 
     hooks = [
         layer.register_forward_pre_hook(partial(arrive, name), with_kwargs=True)
         for name, layer in layers.items()
     ]
-    running += [Coroutine(partial(run, batch)) for batch in micro_batches]
+    running += [Coroutine(partial(run, i, batch)) for i, batch in enumerate(micro_batches)]
     with _threads_kept(), contextlib.ExitStack() as undo:
         for hook in hooks:
             undo.callback(hook.remove)
+        for name in owned:
+            undo.enter_context(_in_place(layers[name]))
         for coroutine in running:
             undo.callback(coroutine.close)
-        while done != visits and (arrivals := _advance(running, at_once)):
+        for coroutine in running:
+            undo.callback(coroutine.cancel)  # all, before the first one is waited for
+        while done != visits and (arrivals := _advance(running)):
             name = arrivals[0].layer
             here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
             found[name] = found[name] + here if name in found else here
@@ -98,14 +116,11 @@ def lockstep(
     return found
 
 
-def _advance(coroutines: Sequence[Coroutine[_Arrival]], at_once: int) -> list[_Arrival]:
-    """Let each run to its next norm layer, `at_once` at a time; [] once all have ended."""
-    arrivals: list[_Arrival | None] = []
-    for index, coroutine in enumerate(coroutines):
+def _advance(coroutines: Sequence[Coroutine[_Arrival]]) -> list[_Arrival]:
+    """Let each run to its next norm layer; [] once all have ended."""
+    for coroutine in coroutines:
         coroutine.start()
-        if index + 1 >= at_once:
-            arrivals.append(coroutines[len(arrivals)].wait())
-    arrivals += [coroutine.wait() for coroutine in coroutines[len(arrivals) :]]
+    arrivals = [coroutine.wait() for coroutine in coroutines]
     names = [a.layer if a else None for a in arrivals]
     for index, name in enumerate(names):
         if name != names[0]:
@@ -155,6 +170,39 @@ def _write(name: str, layer: nn.Module, moments: Moments) -> None:
             f"data, or the data holds NaN"
         )
     norms.replace(layer, moments.mean, moments.variance())
+
+
+@contextmanager
+def _in_place(layer: nn.Module) -> Iterator[None]:
+    """Let a layer of torch's own BatchNorm write its output over its input, on a CPU."""
+    if type(layer) not in _PLAIN or "forward" in layer.__dict__:
+        yield
+        return
+
+    def forward(x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not x.is_floating_point():
+            return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+        nothing = layer.running_mean.new_empty(0)  # type: ignore[operator]
+        torch.ops.aten.native_batch_norm.out(
+            x,
+            layer.weight,
+            layer.bias,
+            layer.running_mean,
+            layer.running_var,
+            False,
+            0.0,
+            layer.eps,
+            out=x,
+            save_mean=nothing,
+            save_invstd=nothing,
+        )
+        return x
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 class _ThreadState:

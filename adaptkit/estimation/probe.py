@@ -1,8 +1,8 @@
 """One small forward before the real one: which norm layers are passed, and what stays in memory."""
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,11 +22,13 @@ class Probe:
         visits: the norm layers in the order in which they were passed.
         waiting: bytes alive at the norm layer where most are: what a suspended forward holds.
         running: bytes alive at the worst moment of all.
+        owned: the layers whose input nothing else reads, before or after: it may be overwritten.
     """
 
     visits: tuple[str, ...]
     waiting: int
     running: int
+    owned: frozenset[str]
 
 
 def probe(
@@ -40,41 +42,48 @@ def probe(
     waiting = [0]
     live = _LiveBytes()
 
-    def note(name: str, *_: Any) -> None:
+    def before(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         visits.append(name)
         waiting.append(live.now)
+        live.enter(name, (args, kwargs))
 
-    with _hooked(layers, note), torch.no_grad(), live:
-        forward(model, batch)
-    return Probe(tuple(visits), max(waiting), live.peak)
+    def after(*_: Any) -> None:
+        live.leave()
 
-
-@contextmanager
-def _hooked(layers: Mapping[str, nn.Module], note: Callable[..., None]) -> Iterator[None]:
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as undo:
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(partial(before, name), with_kwargs=True)
+            undo.callback(hook.remove)
+            undo.callback(layer.register_forward_hook(after).remove)
+        with torch.no_grad(), live:
+            forward(model, batch)
+    once = {name for name in visits if visits.count(name) == 1}
+    return Probe(tuple(visits), max(waiting), live.peak, frozenset(once - live.shared))
 
 
 class _LiveBytes(TorchDispatchMode):
     """Count the bytes of the tensors that operations made and that are still alive.
 
-    Works alike on every device: it looks at storages, not at an allocator.
+    Works alike on every device: it looks at storages, not at an allocator. Also notes the norm
+    layers whose input is `shared`: read by an operation outside of the layer after it came there,
+    or not made by an operation in this forward.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._known = WeakIdKeyDictionary()
+        self.shared: set[str] = set()
+        self._known = WeakIdKeyDictionary()  # storage -> whether it was made in this forward
+        self._inputs = WeakIdKeyDictionary()  # storage -> the norm layer that it came to
+        self._inside = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for storage in _storages((args, kwargs)):  # there before, or counted when it was made
-            self._known.setdefault(storage, True)
+        for storage in _storages((args, kwargs)):
+            self._known.setdefault(storage, False)
+            if not self._inside and storage in self._inputs:
+                self.shared.add(self._inputs[storage])
         output = func(*args, **(kwargs or {}))
         for storage in _storages(output):
             if storage not in self._known:
@@ -84,6 +93,18 @@ class _LiveBytes(TorchDispatchMode):
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self._freed, size)
         return output
+
+    def enter(self, layer: str, inputs: Any) -> None:
+        """Note that a norm layer's forward begins, with these inputs."""
+        self._inside = True
+        for storage in _storages(inputs):
+            if storage in self._inputs or not self._known.get(storage, False):
+                self.shared |= {layer, self._inputs.get(storage, layer)}
+            self._inputs[storage] = layer
+
+    def leave(self) -> None:
+        """Note that the norm layer's forward has ended."""
+        self._inside = False
 
     def _freed(self, size: int) -> None:
         self.now -= size

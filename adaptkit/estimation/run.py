@@ -219,9 +219,14 @@ class _Engine:
             weight=sample.weights(),
             # A layer that the probe did not pass may still come for other samples.
             at_once=at_once(self.where, len(micro_batches)),
+            owned=() if self._watched() else seen.owned,
             visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
             progress=report and (lambda done: report("estimating", done, len(self.layers))),
         )
+
+    def _watched(self) -> bool:
+        """Whether hooks of the user's might keep an activation, which then must stay as it is."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
 
     def _autocast(self, sample: Sample) -> Any:
         few = sample.first(1)

@@ -19,7 +19,7 @@ from torch.utils.data import (
 from adaptkit.batches import inputs_of, take
 from adaptkit.errors import DataError, EstimationError
 
-MICRO_BATCH = 16  # samples; small enough to stay near the caches, large enough to fill the kernels
+MICRO_BATCH = 32  # samples; small enough to stay near the caches, large enough to fill the kernels
 MOST_MICRO_BATCHES = 64  # each is a thread
 
 
@@ -89,7 +89,7 @@ def regroup(batches: Iterable[Tensor], *, at_once: int = 1) -> list[Tensor]:
     micro-batches is a multiple of `at_once`, so that as many can run together to the end.
 
     >>> [len(b) for b in regroup([torch.zeros(1, 3)] * 40 + [torch.zeros(1, 4)])]
-    [14, 14, 12, 1]
+    [21, 19, 1]
     >>> [len(b) for b in regroup(torch.zeros(36, 3).split(5), at_once=4)]
     [9, 9, 9, 9]
     """
