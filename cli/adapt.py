@@ -69,8 +69,8 @@ from . import options
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="Of the estimation. fp32 for bit-true work; auto takes bf16 for large "
-    "images where it is native.",
+    help="Of the estimation. bf16 where speed counts more than the last digits and "
+    "the processor has it; auto is fp32.",
 )
 @click.option(
     "--layers",

@@ -286,7 +286,8 @@ class Watching(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+    ("precision", "dtype"),
+    [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)],
 )
 def test_precision_is_that_of_the_forward_pass(precision: Any, dtype: torch.dtype) -> None:
     watching = Watching()
@@ -296,12 +297,6 @@ def test_precision_is_that_of_the_forward_pass(precision: Any, dtype: torch.dtyp
     assert found["2"].mean.dtype == torch.float64
     exact = arrays(estimate(model, [images(20)], precision="fp32"))
     assert max(worst_error(arrays(found), exact)) < 0.02
-
-
-def test_small_images_stay_in_float32() -> None:
-    watching = Watching()
-    estimate(nn.Sequential(nn.Conv2d(3, 4, 3), watching, nn.BatchNorm2d(4)), [images(20)])
-    assert watching.seen == {torch.float32}
 
 
 def test_an_autocast_of_the_caller_is_kept_by_auto_and_ended_by_fp32() -> None:

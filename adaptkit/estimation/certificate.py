@@ -88,7 +88,7 @@ def certify(
         for name, layer in chosen.items()
     ]
     try:
-        with norms.evaluating(model), torch.no_grad(), autocast(precision, where, None):
+        with norms.evaluating(model), torch.no_grad(), autocast(precision, where):
             for piece in pieces if forward else regroup(pieces):
                 (forward or call)(model, piece)
     finally:

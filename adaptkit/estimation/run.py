@@ -1,5 +1,6 @@
 """The public way to statistics: choose the samples, then run them, together or piece by piece."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -77,8 +78,8 @@ def estimate(
         weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
             which only the ratios matter.
         device: where to compute; by default where the model is.
-        precision: of the forward passes, "fp32", "bf16" or "fp16"; "auto" takes bfloat16 for images
-            of 64 x 64 or larger where it is native, else float32. Sums are always float64.
+        precision: of the forward passes, "fp32", "bf16" or "fp16"; "auto" is float32, or what an
+            autocast around the call says. Sums are always float64.
         forward: called as ``forward(model, batch)`` instead of ``model(inputs)``, for batches of
             any other form.
         on_bad: leave out ("skip") a sample that holds NaN or an infinity, or "raise".
@@ -148,7 +149,7 @@ class _Engine:
         goal = most if tolerance is None else FIRST_SAMPLES
         while True:
             sample.grow(min(goal, most), self._reading(total))
-            with self._autocast(sample):
+            with self._autocast():
                 found = self._lockstep(sample, seen)
             statistics = Statistics(found, sample.count, mode="exact", tolerance=tolerance)
             met = tolerance is None or max(statistics.errors().values()) <= tolerance
@@ -174,7 +175,7 @@ class _Engine:
             if count and sample.count < 2:  # a last sample alone has no variance in every layer
                 break
             if sample.count:
-                with self._autocast(sample):
+                with self._autocast():
                     for name, moments in self._lockstep(sample, seen).items():
                         found[name] = found[name] + moments if name in found else moments
             count += sample.count
@@ -205,7 +206,7 @@ class _Engine:
         return seen, max((allowed(self.memory, self.where) - running) // each, 2)
 
     def _probe(self, sample: Sample) -> Probe:
-        with self._autocast(sample):
+        with self._autocast():
             return probe(self.model, self.layers, sample.first(2), self.forward)
 
     def _lockstep(self, sample: Sample, seen: Probe) -> dict[str, Moments]:
@@ -228,9 +229,8 @@ class _Engine:
         """Whether hooks of the user's might keep an activation, which then must stay as it is."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
 
-    def _autocast(self, sample: Sample) -> Any:
-        few = sample.first(1)
-        return autocast(self.precision, self.where, few if isinstance(few, Tensor) else None)
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return autocast(self.precision, self.where)
 
     def _reading(self, total: int | None) -> Callable[[int], None] | None:
         report = self.progress
