@@ -98,7 +98,16 @@ def comparison(report: "Report") -> Table:
         row = report.row(metric)
         if row is not None and row.before is not None:
             table.add_row(name, *_cells(row, scale, unit, digits))
+        if metric == "accuracy":
+            intervals = report.details.get("accuracy_interval", {})
+            own = [_interval(intervals.get(when)) for when in ("before", "after")]
+            if all(own):
+                table.add_row("  its 95% interval", *own)
     return table
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0] * 100:.1f}-{bounds[1] * 100:.1f}"
 
 
 def _cells(row: "Row", scale: float, unit: str, digits: int) -> list[str | Text]:
