@@ -93,7 +93,7 @@ def comparison(report: "Report") -> Table:
         ("accuracy, %", "accuracy", 100, "", 1),
         ("mean confidence, %", "confidence_mean", 100, "", 1),
         ("mean entropy, nats", "entropy_mean", 1, "", 3),
-        ("statistics' distance, nats", "symmetric_kl", 1, "", 3),
+        ("symmetric KL, nats", "symmetric_kl", 1, "", 3),
     ):
         row = report.row(metric)
         if row is not None and row.before is not None:
@@ -118,7 +118,7 @@ def _cells(row: "Row", scale: float, unit: str, digits: int) -> list[str | Text]
     if row.ci_low is not None:
         interval = f"{number(row.ci_low, '+')} to {number(row.ci_high, '+')}"
     change = Text(number(row.change, "+"))
-    if row.metric == "accuracy" and row.change:
+    if row.metric == "accuracy" and row.change and row.p_value is not None and row.p_value < 0.05:
         change.stylize("green" if row.change > 0 else "red")
     return [number(row.before), number(row.after), change, interval, _p_value(row.p_value)]
 
@@ -132,8 +132,8 @@ def verdict(report: "Report") -> str:
     accuracy = report.row("accuracy")
     if accuracy is None or accuracy.change is None or accuracy.p_value is None:
         return (
-            "\nNo labels, so the accuracy is not known. Confidence that rises and entropy that "
-            "falls\nmostly go with a gain, but not always: score a few labelled images if you can."
+            "\nNo labels, so the accuracy is not known. Confidence that rises and entropy that\n"
+            "falls mostly go with a gain, but not always: score a few labelled images."
         )
     points = f"{abs(accuracy.change) * 100:.1f} points"
     if accuracy.p_value >= 0.05:
