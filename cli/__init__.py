@@ -46,7 +46,7 @@ class _Group(click.Group):
     ) -> Any:
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except click.Abort:
+        except (click.Abort, KeyboardInterrupt):
             if not standalone_mode:
                 raise
             click.echo("Interrupted.", err=True)
