@@ -10,7 +10,14 @@ import pytest
 import torch
 from reference import by_definition, channel_statistics, inputs_seen, worst_error
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torchvision.models import densenet121, resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -162,6 +169,31 @@ def test_samples_draws_a_random_subset_before_anything_is_read() -> None:
     estimate(net, loader, samples=100, seed=4)
     assert sorted(data.read) != sorted(chosen)
     assert estimate(net, loader, samples="all").samples == 1000
+
+
+@pytest.mark.parametrize("order", ["sequential", "subset", "own", "iterable"])
+def test_loaders_of_every_make(net: Residual, order: str) -> None:
+    class OwnBatches(BatchSampler): ...
+
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(x)
+
+    x = unlike_images(40)
+    data = TensorDataset(x)
+    loader: DataLoader[Any]
+    if order == "iterable":
+        loader = DataLoader(Stream(), batch_size=7)
+    elif order == "own":
+        loader = DataLoader(data, batch_sampler=OwnBatches(SequentialSampler(data), 7, False))
+    else:
+        indices = range(40) if order == "sequential" else range(10, 30)
+        loader = DataLoader(data, batch_sampler=BatchSampler(SubsetRandomSampler(indices), 7, True))
+        x = x[list(indices)]
+    truth = by_definition(net, list(norm_layers(net)), x)
+    found = estimate(net, loader)
+    assert found.samples == len(x)
+    assert max(worst_error(arrays(found), truth)) < 1e-5
 
 
 def test_a_plain_iterable_gives_its_first_samples() -> None:

@@ -123,17 +123,21 @@ def _indices(loader: Iterable[Any], seed: int) -> list[int] | None:
         or type(loader.batch_sampler) is not BatchSampler
     ):
         return None
-    if isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
+    sampler = (
+        loader.batch_sampler.sampler
+    )  # a loader made with batch_sampler= has another as its own
+    if isinstance(sampler, (SequentialSampler, RandomSampler)):
         return list(range(len(loader.dataset)))  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return [int(i) for i in loader.sampler]
+        return [int(i) for i in sampler]
 
 
 def _narrowed(loader: Iterable[Any], indices: list[int], seed: int) -> Iterable[Any]:
     if isinstance(loader, HasSubset):
         return loader.subset(indices)
     assert isinstance(loader, DataLoader)  # noqa: S101  _indices gave None for all else
+    assert isinstance(loader.batch_sampler, BatchSampler)  # noqa: S101
     workers: dict[str, Any] = {}
     if loader.num_workers:
         workers = {
@@ -145,7 +149,7 @@ def _narrowed(loader: Iterable[Any], indices: list[int], seed: int) -> Iterable[
         }
     return DataLoader(
         Subset(loader.dataset, indices),
-        batch_size=loader.batch_size,
+        batch_size=loader.batch_sampler.batch_size,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         generator=torch.Generator().manual_seed(seed),
