@@ -1,12 +1,14 @@
 """From the name of an architecture to a model, with nothing downloaded."""
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from adaptkit import models
 from adaptkit.errors import CheckpointError
@@ -14,6 +16,18 @@ from adaptkit.transform import Transform
 
 OWN: dict[str, Callable[..., nn.Module]] = {"small_cnn": models.SmallCNN}
 _DEFAULT_CLASSES = 1000  # of every torchvision classification model
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+# What constructors raise on arguments that they do not check.
+_BAD_ARGUMENTS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+)
 
 
 def build(
@@ -26,8 +40,8 @@ def build(
     Args:
         spec: "adaptkit:NAME" or "torchvision:NAME" (classification models).
         kwargs: for the model's constructor.
-        state_dict: from its shapes a torchvision model's number of classes is found, where `kwargs`
-            does not say.
+        state_dict: its shapes say what `kwargs` does not: the number of classes, and for
+            adaptkit:small_cnn all arguments.
 
     Raises:
         CheckpointError: there is no such architecture, or it does not take `kwargs`.
@@ -35,25 +49,16 @@ def build(
     >>> build("adaptkit:small_cnn", {"num_classes": 3}).classifier.out_features
     3
     """
-    kind, _, name = spec.partition(":")
-    arguments = dict(kwargs or {})
-    if kind == "torchvision":
-        make = _torchvision(name)
-        if state_dict is not None and "num_classes" not in arguments:
-            arguments |= _class_count(make, state_dict)
-    elif kind == "adaptkit":
-        make = OWN.get(name) or _unknown(spec, list(OWN))
-    else:
-        raise CheckpointError(
-            f"unknown architecture '{spec}': expected adaptkit:NAME or torchvision:NAME, "
-            f"as in torchvision:resnet18"
-        )
+    make = _constructor(spec)
+    given = dict(kwargs or {})
     try:
-        with torch.random.fork_rng(devices=[]):
-            return make(**arguments).eval()
-    except (TypeError, ValueError, RuntimeError) as error:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of initialisation; the weights are overwritten
+            found = {} if state_dict is None else _arguments_of(spec, make, given, state_dict)
+            return make(**{**found, **given}).eval()
+    except _BAD_ARGUMENTS as error:
         raise CheckpointError(
-            f"architecture '{spec}' does not take {arguments}: {_one_line(error)}"
+            f"architecture '{spec}' does not take {_one_line(given)}: {_one_line(error)}"
         ) from None
 
 
@@ -77,13 +82,26 @@ def default_transform(spec: str) -> Transform | None:
     )
 
 
-def _torchvision(name: str) -> Callable[..., nn.Module]:
+def _constructor(spec: str) -> Callable[..., nn.Module]:
+    kind, _, name = spec.partition(":")
+    if kind == "adaptkit" and name in OWN:
+        return OWN[name]
     known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        return _unknown(f"torchvision:{name}", known)
+    if kind == "torchvision" and name in known:
+        return _torchvision(name)
+    names = {n: f"torchvision:{n}" for n in known} if kind != "adaptkit" else {}
+    names |= {n: f"adaptkit:{n}" for n in OWN} if kind != "torchvision" else {}
+    close = difflib.get_close_matches(name or kind, names, n=3)
+    likely = " or ".join(names[n] for n in close) or next(iter(names.values()))
+    raise CheckpointError(
+        f"unknown architecture {spec!r}: expected adaptkit:NAME or torchvision:NAME; "
+        f"did you mean {likely}?"
+    )
 
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
     def make(**kwargs: Any) -> nn.Module:
-        if name in ("googlenet", "inception_v3"):  # a slow initialisation, soon overwritten
+        if name in _WITH_AUXILIARY_HEADS:  # a slow initialisation, soon overwritten
             kwargs.setdefault("init_weights", False)
         model: nn.Module = torchvision.models.get_model(name, weights=None, **kwargs)
         return model
@@ -91,20 +109,40 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
     return make
 
 
-def _unknown(spec: str, known: list[str]) -> Callable[..., nn.Module]:
+def _arguments_of(
+    spec: str,
+    make: Callable[..., nn.Module],
+    given: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Find the constructor's arguments in the shapes of a state dict, so far as they show."""
     kind, _, name = spec.partition(":")
-    close = difflib.get_close_matches(name, known, n=3) or sorted(known)[:3]
-    raise CheckpointError(
-        f"unknown architecture '{spec}': did you mean {' or '.join(f'{kind}:{n}' for n in close)}?"
-    )
+    if kind == "adaptkit":
+        return models.SmallCNN.arguments_of(state_dict)
+    found: dict[str, Any] = {}
+    if name in _WITH_AUXILIARY_HEADS:  # dropped from models that were made for inference
+        found["aux_logits"] = any(key.startswith(("aux", "AuxLogits")) for key in state_dict)
+    if "num_classes" not in given:
+        found |= _class_count(make, {**found, **given}, state_dict)
+    return found
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Parameters get shapes but no memory, while the sums that some constructors do stay real."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = {**(kwargs or {}), "device": "meta"} if func is torch.empty else (kwargs or {})
+        return func(*args, **options)
 
 
 def _class_count(
-    make: Callable[..., nn.Module], state_dict: Mapping[str, Tensor]
+    make: Callable[..., nn.Module], arguments: Mapping[str, Any], state_dict: Mapping[str, Tensor]
 ) -> dict[str, int]:
     """Find num_classes: the one other size that stands where a default model has 1,000."""
-    with torch.device("meta"):
-        default = make().state_dict()
+    with _WithoutMemory():
+        default = make(**arguments).state_dict()
     sizes = {
         len(found)
         for key, found in state_dict.items()
@@ -117,5 +155,6 @@ def _class_count(
     return {"num_classes": sizes.pop()} if len(sizes) == 1 else {}
 
 
-def _one_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def _one_line(what: object) -> str:
+    text = str(what).strip().split("\n")[0]
+    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -25,6 +25,7 @@ from adaptkit.transform import Transform
 
 FORMAT = "adaptkit/1"
 SUFFIXES = (".pt", ".pth", ".safetensors")
+_METADATA = "safetensors_metadata"  # where `header` keeps what others wrote into a safetensors one
 _NAMED = 3  # keys that an error lists of each kind
 
 
@@ -143,8 +144,10 @@ def save_checkpoint(
         force: replace a file that exists.
 
     Raises:
-        OutputError: `path` exists, is that of `like`, or cannot be written.
-        CheckpointError: the model does not fit `arch` or `like`.
+        OutputError: `path` exists, is that of `like`, cannot be written, or its kind of file
+            cannot hold what `like` holds beside tensors.
+        CheckpointError: the model does not fit `arch` or `like`, its values do not fit the dtypes
+            of `like`, or `arch_kwargs` or `adapted` hold what JSON cannot.
     """
     path = Path(path)
     check_outputs([path], inputs=[like.path] if like else [], force=force)
@@ -158,7 +161,7 @@ def save_checkpoint(
             "adaptkit": __version__,
         }
     if adapted:
-        header = {**header, "adapted": dict(adapted)}
+        header = {**header, "adapted": _as_json("adapted", adapted)}
     write_files({path: _serialised(path, header, state_dict)})
     return path
 
@@ -167,18 +170,19 @@ def checkpoint_bytes(
     path: Path, model: nn.Module, *, like: Checkpoint, adapted: Mapping[str, Any]
 ) -> bytes:
     """Return what `save_checkpoint` would write to `path`, for writing with other files at once."""
-    return _serialised(path, {**like.header, "adapted": dict(adapted)}, _changed(like, model))
+    header = {**like.header, "adapted": _as_json("adapted", adapted)}
+    return _serialised(path, header, _changed(like, model))
 
 
 # Reading.
 
 
 def _bytes_of(path: Path) -> bytes:
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file: give a .pt, .pth or .safetensors file")
     try:
+        if not path.exists():
+            raise CheckpointError(f"there is no checkpoint {path}")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file: give a .pt, .pth or .safetensors file")
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
@@ -196,18 +200,18 @@ def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tenso
             metadata = json.loads(text).get("__metadata__", {})
             header = json.loads(metadata.pop("adaptkit", "{}"))
             loaded = {**header, "state_dict": tensors}
-            keep = {"safetensors_metadata": metadata}
+            keep = {_METADATA: metadata}
         else:
             with warnings.catch_warnings():  # of torch's, on files that it then refuses
                 warnings.simplefilter("ignore")
                 loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             keep = {}
     except Exception as error:  # noqa: BLE001  a broken file makes the readers raise anything
-        raise CheckpointError(f"{path} {_why_unreadable(error)}") from None
-    if isinstance(loaded, dict) and "state_dict" in loaded and ("format" in loaded or keep):
+        raise CheckpointError(f"{path} {_why_unreadable(error, content)}") from None
+    if isinstance(loaded, dict) and (keep or not isinstance(loaded.get("format"), Tensor | None)):
         _check_header(path, loaded)
         state_dict = loaded["state_dict"]
-        header = {k: v for k, v in loaded.items() if k != "state_dict"} | keep
+        header = {k: v for k, v in loaded.items() if k not in ("state_dict", _METADATA)} | keep
     else:
         state_dict = loaded
         header = _provenance(loaded)
@@ -215,14 +219,18 @@ def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tenso
     return header, state_dict
 
 
-def _why_unreadable(error: Exception) -> str:
+def _why_unreadable(error: Exception, content: bytes) -> str:
+    advice = "with what wrote it, save model.state_dict() instead"
     text = str(error)
-    if isinstance(error, pickle.UnpicklingError):  # torch refused to run what the file asks for
-        refused = re.search(r"GLOBAL ([\w.]+)", text)
-        return (
-            f"holds more than tensors{f' ({refused[1]})' if refused else ''}, and opening it could "
-            f"run code: with what wrote it, save model.state_dict() instead"
-        )
+    if "TorchScript" in text:
+        return f"is a TorchScript program, which holds code: {advice}"
+    if isinstance(error, pickle.UnpicklingError):
+        refused = re.search(r"GLOBAL ([\w.]+) ", text)
+        # Any text may be taken for a pickle of protocol 0, which begins with no mark.
+        if not refused and not content.startswith((b"PK\x03\x04", b"\x80")):
+            return f"is broken or not a checkpoint: it begins with {content[:16]!r}"
+        named = f" ({refused[1]})" if refused else ""
+        return f"holds more than tensors{named}, and opening it could run code: {advice}"
     reason = next((line for line in text.split("\n") if line.strip()), type(error).__name__)
     return f"is broken or not a checkpoint: {reason.strip()[:160]}"
 
@@ -236,7 +244,9 @@ def _check_header(path: Path, loaded: dict[str, Any]) -> None:
                 f"{path} is of format {kind}, and this adaptkit ({__version__}) reads {FORMAT}: "
                 f"install a newer adaptkit"
             )
-        raise CheckpointError(f"{path} is of an unknown format {kind!r}; expected {FORMAT}")
+        raise CheckpointError(f"{path} is of an unknown format {_shown(kind)}; expected {FORMAT}")
+    if "state_dict" not in loaded:
+        raise CheckpointError(f"{path}: expected a field 'state_dict', got {_few(list(loaded))}")
     expected: dict[str, tuple[type, ...]] = {
         "arch": (str,),
         "arch_kwargs": (dict,),
@@ -268,17 +278,21 @@ def _check_tensors(path: Path, state_dict: Any) -> None:
         raise CheckpointError(f"{path} holds an empty state dict")
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            keys = ", ".join(str(k) for k in list(state_dict)[:8])
             raise CheckpointError(
                 f"{path} is neither of format {FORMAT} nor a plain state dict of tensors "
-                f"(its keys: {keys}): save model.state_dict() by itself"
+                f"(its keys: {_few(list(state_dict), 8)}): save model.state_dict() by itself"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise CheckpointError(
+                f"{path}: '{_shown(key)}' is a sparse, quantised or complex tensor, "
+                f"expected real numbers: save the model before it was converted"
             )
 
 
 def _transform(path: Path, fields: dict[str, Any]) -> Transform:
     try:
         return Transform.from_dict(fields)
-    except AdaptkitError as error:
+    except (AdaptkitError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
@@ -289,7 +303,7 @@ def _load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, T
         "missing": [k for k in own if k not in found and not k.endswith("num_batches_tracked")],
         "unexpected": [k for k in found if k not in own],
         "of another shape": [
-            f"{k} {tuple(found[k].shape)} for {tuple(own[k].shape)}"
+            f"{_shown(k)} {tuple(found[k].shape)} for {tuple(own[k].shape)}"
             for k in found
             if k in own and found[k].shape != own[k].shape
         ],
@@ -304,8 +318,14 @@ def _load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, T
         raise CheckpointError(f"{path} cannot be loaded into {spec}: {reason}") from None
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _few(names: Sequence[Any], most: int = _NAMED) -> str:
+    return ", ".join(map(_shown, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def _shown(what: Any) -> str:
+    """Return something found in a file as a piece of one line."""
+    text = what if isinstance(what, str) and what.isprintable() else ascii(what)
+    return " ".join(text.split())[:160]
 
 
 def _check_statistics(path: Path, model: nn.Module) -> None:
@@ -335,7 +355,7 @@ def _new_header(
     return {
         "format": FORMAT,
         "arch": arch,
-        "arch_kwargs": dict(arch_kwargs or {}),
+        "arch_kwargs": _as_json("arch_kwargs", arch_kwargs or {}),
         "classes": None if classes is None else [str(name) for name in classes],
         "transform": None if transform is None else transform.to_dict(),
     }, state_dict
@@ -350,9 +370,31 @@ def _changed(like: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
         if new is None or new.shape != stored.shape:
             raise CheckpointError(f"the model is not of {like.path}'s form: '{key}' does not fit")
         new = new.detach().cpu()
-        if not torch.equal(new, stored.to(new.dtype)):
-            merged[key] = new.to(stored.dtype)
+        if _equal(new, stored.to(new.dtype)):
+            continue
+        merged[key] = new.to(stored.dtype)
+        if new.isfinite().all() and not merged[key].isfinite().all():
+            raise CheckpointError(
+                f"'{key}' of the model holds values too large for the {stored.dtype} of "
+                f"{like.path}: convert that file to float32 or bfloat16 first"
+            )
     return merged
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether all values are the same, NaN being the same as NaN."""
+    return torch.equal(a, b) or (
+        a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    )
+
+
+def _as_json(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy in what JSON can hold, which every kind of file can and any reader reads."""
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(record)))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"expected {name} to be what JSON can hold: {error}") from None
+    return copied
 
 
 def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -363,13 +405,18 @@ def _serialised(path: Path, header: Mapping[str, Any], state_dict: dict[str, Ten
     if path.suffix not in SUFFIXES:
         raise OutputError(f"Expected a name ending in {', '.join(SUFFIXES)}, got {path}")
     header = dict(header)
-    metadata = header.pop("safetensors_metadata", {})
+    metadata = header.pop(_METADATA, {})
     if path.suffix == ".safetensors":
+        try:
+            record = json.dumps(header)
+        except (TypeError, ValueError) as error:
+            raise OutputError(
+                f"cannot write {path}: beside tensors a .safetensors file holds only JSON "
+                f"({_shown(str(error))}): choose a name ending in .pt"
+            ) from None
         tensors = {k: v.clone().contiguous() for k, v in state_dict.items()}  # no shared memory
-        return safetensors.torch.save(
-            tensors, {"format": "pt", **metadata, "adaptkit": json.dumps(header)}
-        )
-    content: Any = {**header, "state_dict": dict(state_dict)}
+        return safetensors.torch.save(tensors, {"format": "pt", **metadata, "adaptkit": record})
+    content: Any = {**header, "state_dict": state_dict}
     if "format" not in header:
         content = OrderedDict(state_dict)
         content._metadata = OrderedDict(getattr(state_dict, "_metadata", {}))

@@ -21,7 +21,7 @@ def resolve_device(spec: str | torch.device | None = "auto") -> torch.device:
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + there
     if spec is None or spec == "auto":
         return torch.device(there[0])
-    name = "cuda:0" if str(spec) == "cuda" else str(spec)
+    name = {"cuda": "cuda:0", "cpu:0": "cpu", "mps:0": "mps"}.get(str(spec), str(spec))
     if name not in there:
         raise DeviceError(f"no device '{spec}' on this machine: it has {', '.join(there)}")
     return torch.device(name)

@@ -7,10 +7,12 @@ import json
 import os
 import pickle
 import random
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -159,6 +161,72 @@ def test_half_precision_and_missing_counters_stay_as_they_are(here: Path, net: S
     assert same == [k for k in found if "running" not in k]
 
 
+def test_values_beyond_the_stored_dtype_are_not_written_as_infinity(here: Path) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    state = content["state_dict"]
+    content["state_dict"] = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(content, "half.pt")
+    read = load_checkpoint("half.pt")
+    read.model.features[1].running_var.fill_(1e6)  # type: ignore[index,operator,union-attr]
+    with pytest.raises(CheckpointError, match=r"'features\.1\.running_var'.*too large .*float16"):
+        save_checkpoint("out.pt", read.model, like=read)
+    assert not Path("out.pt").exists()
+
+
+@pytest.mark.parametrize("out", ["out.pt", "out.safetensors"])
+def test_a_record_comes_back_as_json_would_give_it(here: Path, out: str) -> None:
+    read = load_checkpoint("net.pt")
+    record = {"layers": ("a", "b"), "share": np.float64(0.5)}
+    save_checkpoint(out, read.model, like=read, adapted=record)
+    assert load_checkpoint(out).adapted == {"layers": ["a", "b"], "share": 0.5}
+    for bad in ({"path": Path("x")}, {"values": torch.zeros(1)}):
+        with pytest.raises(CheckpointError, match="expected adapted to be what JSON can hold"):
+            save_checkpoint(f"bad-{out}", read.model, like=read, adapted=bad)
+    assert not Path(f"bad-{out}").exists()
+
+
+def test_arguments_that_only_this_process_could_read_are_refused(here: Path) -> None:
+    net = resnet18(norm_layer=nn.BatchNorm2d)
+    with pytest.raises(CheckpointError, match="expected arch_kwargs to be what JSON can hold"):
+        save_checkpoint(
+            "x.pt", net, arch="torchvision:resnet18", arch_kwargs={"norm_layer": nn.BatchNorm2d}
+        )
+
+
+def test_what_safetensors_cannot_hold_is_refused(here: Path) -> None:
+    torch.save({**torch.load("net.pt", weights_only=True), "ema": torch.zeros(2)}, "more.pt")
+    read = load_checkpoint("more.pt")
+    with pytest.raises(OutputError, match=r"holds only JSON \(.*\): choose a name ending in \.pt"):
+        save_checkpoint("x.safetensors", read.model, like=read)
+    assert not Path("x.safetensors").exists()
+
+
+def test_versions_inside_a_native_file_survive(here: Path, net: SmallCNN) -> None:
+    content = {**torch.load("net.pt", weights_only=True), "state_dict": net.state_dict()}
+    torch.save(content, "versions.pt")
+    read = load_checkpoint("versions.pt")
+    save_checkpoint("out.pt", read.model, like=read)
+    found = torch.load("out.pt", weights_only=True)["state_dict"]
+    assert found._metadata == net.state_dict()._metadata  # type: ignore[attr-defined]
+
+
+def test_nan_among_the_weights_keeps_its_bits(here: Path) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    weight = content["state_dict"]["features.0.weight"].half()
+    weight.view(torch.int16)[0, 0, 0, 0] = 0x7D01  # a signalling NaN with a payload
+    content["state_dict"]["features.0.weight"] = weight
+    torch.save(content, "nan.pt")
+    read = load_checkpoint("nan.pt")
+    save_checkpoint("out.pt", read.model, like=read)
+    found = torch.load("out.pt", weights_only=True)["state_dict"]["features.0.weight"]
+    assert torch.equal(found.view(torch.int16), weight.view(torch.int16))
+
+
+def test_a_small_cnn_needs_no_arguments(here: Path, net: SmallCNN) -> None:
+    torch.save(net.state_dict(), "plain.pt")
+    assert torch.equal(load_checkpoint("plain.pt", arch="adaptkit:small_cnn").model(X), net(X))
+
+
 def test_fields_that_are_not_ours_survive(here: Path) -> None:
     content = torch.load("net.pt", weights_only=True)
     torch.save({**content, "epoch": 12}, "more.pt")
@@ -228,6 +296,45 @@ def test_a_whole_pickled_model_says_how_to_save_it(here: Path, net: SmallCNN) ->
     fails("whole.pt", r"SmallCNN\), and .*: with what wrote it, save model\.state_dict\(\)")
 
 
+def test_torchscript_says_how_to_save_it(here: Path, net: SmallCNN) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, as is why it is refused
+        torch.jit.save(torch.jit.script(net), "script.pt")
+    fails("script.pt", r"is a TorchScript program, .*save model\.state_dict\(\)")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# Title\n",
+        b"<html>",
+        b"name,label\n1,2\n",
+        b"\x89PNG\r\n",
+        b"import torch\n",
+        b"version 1",
+    ],
+)
+def test_other_files_are_not_accused_of_running_code(here: Path, content: bytes) -> None:
+    Path("x.pt").write_bytes(content * 9)
+    fails("x.pt", r"^x\.pt is broken or not a checkpoint: ")
+
+
+def test_a_file_that_may_not_be_read(here: Path) -> None:
+    Path("closed").mkdir()
+    Path("net.pt").rename("closed/net.pt")
+    Path("closed").chmod(0)
+    before = os.geteuid()
+    if before == 0:  # to whom permissions do not apply
+        here.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        fails("closed/net.pt", r"cannot read closed/net\.pt: Permission denied")
+    finally:
+        os.seteuid(before)
+        Path("closed").chmod(0o700)
+    fails("x" * 300, "cannot read x+: File name too long")
+
+
 def test_files_that_are_no_checkpoints(here: Path) -> None:
     fails("missing.pt", r"there is no checkpoint missing\.pt")
     Path("folder.pt").mkdir()
@@ -253,7 +360,12 @@ def test_files_that_are_no_checkpoints(here: Path) -> None:
         ({"epoch": 3, "net": {}}, r"neither of format adaptkit/1 nor .*its keys: epoch, net"),
         ({"w": torch.zeros(2), "lr": 0.1}, "nor a plain state dict of tensors"),
         ({1: torch.zeros(2)}, "nor a plain state dict"),
+        ({"a\nb": 1}, r"its keys: 'a\\nb'"),
         ({"w": torch.zeros(2)}, "does not say which architecture.*--arch"),
+        ({"w": torch.zeros(2).to_sparse()}, "'w' is a sparse, quantised or complex tensor"),
+        ({"w": torch.zeros(2, dtype=torch.complex64)}, "'w' is a sparse, quantised or complex"),
+        ({"format": "adaptkit/2", "weights": {}}, r"of format adaptkit/2, .* install a newer"),
+        ({"format": "adaptkit/1", "arch": "x"}, "expected a field 'state_dict', got format, arch"),
     ],
 )
 def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str) -> None:
@@ -265,7 +377,7 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
     ("changes", "message"),
     [
         ({"format": "adaptkit/2"}, r"of format adaptkit/2, and this.* install a newer"),
-        ({"format": "other"}, "unknown format 'other'; expected adaptkit/1"),
+        ({"format": "other"}, "unknown format other; expected adaptkit/1"),
         ({"arch": None}, "does not say which architecture"),
         ({"arch": 3}, "expected 'arch' to be a str, got int"),
         ({"arch": "adaptkit:small_cn"}, r"unknown architecture.*did you mean adaptkit:small_cnn\?"),
@@ -276,6 +388,8 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
         ({"classes": "abc"}, "expected 'classes' to be a list"),
         ({"classes": [1, 2]}, "'classes' to be a list of names"),
         ({"transform": {"image_size": [0, 0]}}, r"x\.pt: transform: sizes must be"),
+        ({"transform": {"image_size": [8, 8], 1: 2, "x": 3}}, r"x\.pt: "),
+        ({"format": [torch.zeros(2, 2)]}, "unknown format"),
         ({"state_dict": {}}, "an empty state dict"),
         ({"state_dict": [1]}, "holds a list"),
     ],
@@ -338,3 +452,29 @@ def test_the_fuzz_would_notice(here: Path) -> None:
     content = Path("net.pt").read_bytes()
     with pytest.raises(RuntimeError):
         torch.load(io.BytesIO(content[:100]), weights_only=True)
+
+
+def test_the_shapes_say_what_the_arguments_do_not(here: Path) -> None:
+    state = torch.load("net.pt", weights_only=True)["state_dict"]
+    torch.save(state, "plain.pt")
+    found = load_checkpoint("plain.pt", arch="adaptkit:small_cnn")
+    assert found.model(X).shape == (16, 3)
+
+
+def test_records_that_no_file_can_hold_are_refused(here: Path, net: SmallCNN) -> None:
+    read = load_checkpoint("net.pt")
+    with pytest.raises(CheckpointError, match="expected adapted to be what JSON can hold"):
+        save_checkpoint("x.pt", net, like=read, adapted={"when": object()})
+    assert not Path("x.pt").exists()
+
+
+def test_values_too_large_for_the_stored_dtype_are_refused(here: Path) -> None:
+    content = torch.load("net.pt", weights_only=True)
+    content["state_dict"] = {
+        k: v.half() if v.is_floating_point() else v for k, v in content["state_dict"].items()
+    }
+    torch.save(content, "half.pt")
+    read = load_checkpoint("half.pt")
+    read.model.get_submodule("features.1").running_var.fill_(1e6)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=r"too large for the torch\.float16"):
+        save_checkpoint("x.pt", read.model, like=read)

@@ -12,7 +12,8 @@ def test_auto_takes_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device(None) == torch.device("cpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device("auto") == torch.device("mps")
+    assert resolve_device("auto") == resolve_device("mps:0") == torch.device("mps")
+    assert resolve_device("cpu:0") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == torch.device("cuda:0")
@@ -22,7 +23,7 @@ def test_auto_takes_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:7")
 
 
-@pytest.mark.parametrize("spec", ["cuda", "cuda:0", "mps", "warp", "", "meta"])
+@pytest.mark.parametrize("spec", ["cuda", "cuda:0", "mps", "mps:0", "cpu:1", "warp", "", "meta"])
 def test_what_is_not_there(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

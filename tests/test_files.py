@@ -1,7 +1,11 @@
 """check_outputs() and write_files(): whole or not at all."""
 
+import contextlib
 import errno
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,56 @@ def test_a_failure_keeps_the_old_files_and_leaves_nothing(
     with pytest.raises(OutputError, match=r"cannot write .*a: No space left on device"):
         write_files({tmp_path / "a": b"new", tmp_path / "b": b"new"})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_failure_at_the_last_file_puts_the_others_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "c").mkdir()  # so that moving a file there fails
+
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(OutputError, match="cannot write .*c: "):
+        write_files({tmp_path / name: b"new" for name in "abc"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_files_are_replaced_and_no_old_ones_are_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_files({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """The system itself refuses the bytes beyond a limit, after some were written."""
+    (tmp_path / "b").write_bytes(b"old")
+    program = """
+import resource, sys
+from pathlib import Path
+from adaptkit.errors import OutputError
+from adaptkit.files import write_files
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    write_files({Path("a"): b"new", Path("b"): bytes(1_000_000)})
+except OutputError as error:
+    sys.exit(str(error))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (1, "cannot write b: File too large\n")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"b": b"old"}
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +116,63 @@ def test_checks_before_any_work(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "source"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_names_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name, message in {
+        "x" * 300: "File name too long",
+        "a\0b": "null byte",
+        "circle": "cannot write .*circle: ",
+    }.items():
+        with pytest.raises(OutputError, match=message):
+            check_outputs([tmp_path / name], force=True)
+    with pytest.raises(OutputError, match="exists already"):
+        check_outputs([tmp_path / "dangling"], force=False)
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(OutputError, match="cannot write"):
+            write_files({tmp_path / name: b""})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circle", "dangling"]
+
+
+def test_the_longest_name_there_can_be(tmp_path: Path) -> None:
+    path = tmp_path / ("😀" * 63)
+    write_files({path: b"1"})
+    assert path.read_bytes() == b"1"
+
+
+@contextlib.contextmanager
+def not_root() -> Iterator[None]:
+    """Be somebody to whom permissions apply."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match=r"cannot write .*: Permission denied"):
-        check_outputs([tmp_path / "x"], force=False)
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0o500)
+    with not_root(), pytest.raises(OutputError, match=r"cannot write .*: Permission denied"):
+        check_outputs([folder / "x"], force=False)
+
+
+def test_a_failure_at_the_second_move_puts_the_first_file_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+    replace = Path.replace
+
+    def only_a(self: Path, target: Path) -> Path:
+        if target.name == "b" and self.suffix == ".part":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", only_a)
+    with pytest.raises(OutputError, match=r"cannot write .*b: Input/output error"):
+        write_files({tmp_path / "a": b"new", tmp_path / "b": b"new", tmp_path / "c": b"new"})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}

@@ -1,5 +1,7 @@
 """A small BatchNorm net for tiny images; what the demo trains."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 
@@ -33,6 +35,22 @@ class SmallCNN(nn.Module):
         """Return the logits."""
         logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
         return logits
+
+    @staticmethod
+    def arguments_of(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
+        """Read the constructor's arguments off a state dict; what it does not show stays out.
+
+        >>> SmallCNN.arguments_of(SmallCNN(in_channels=3, num_classes=5, width=8).state_dict())
+        {'width': 8, 'in_channels': 3, 'num_classes': 5}
+        """
+        found = {}
+        first = state_dict.get("features.0.weight")
+        last = state_dict.get("classifier.weight")
+        if first is not None and first.ndim == 4:
+            found["width"], found["in_channels"] = first.shape[:2]
+        if last is not None and last.ndim == 2:
+            found["num_classes"] = len(last)
+        return found
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
