@@ -244,7 +244,9 @@ def _check_header(path: Path, loaded: dict[str, Any]) -> None:
                 f"{path} is of format {kind}, and this adaptkit ({__version__}) reads {FORMAT}: "
                 f"install a newer adaptkit"
             )
-        raise CheckpointError(f"{path} is of an unknown format {_shown(kind)}; expected {FORMAT}")
+        raise CheckpointError(
+            f"{path} is of an unknown format {_shown(repr(kind))}; expected {FORMAT}"
+        )
     if "state_dict" not in loaded:
         raise CheckpointError(f"{path}: expected a field 'state_dict', got {_few(list(loaded))}")
     expected: dict[str, tuple[type, ...]] = {

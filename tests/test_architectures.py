@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from torch import Tensor
 
 from adaptkit import CheckpointError
 from adaptkit.architectures import build, default_transform
@@ -86,6 +87,7 @@ def test_unknown_names(spec: str, message: str) -> None:
     ],
 )
 def test_arguments_that_do_not_fit(spec: str, kwargs: dict[Any, Any]) -> None:
+    state_dict: dict[str, Tensor] | None
     for state_dict in (None, {}):
         with pytest.raises(CheckpointError, match=rf"'{spec}' does not take \{{.*: \S") as caught:
             build(spec, kwargs, state_dict)

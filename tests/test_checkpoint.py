@@ -167,7 +167,7 @@ def test_values_beyond_the_stored_dtype_are_not_written_as_infinity(here: Path) 
     content["state_dict"] = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     torch.save(content, "half.pt")
     read = load_checkpoint("half.pt")
-    read.model.features[1].running_var.fill_(1e6)  # type: ignore[index,operator,union-attr]
+    read.model.features[1].running_var.fill_(1e6)  # type: ignore[index,union-attr]
     with pytest.raises(CheckpointError, match=r"'features\.1\.running_var'.*too large .*float16"):
         save_checkpoint("out.pt", read.model, like=read)
     assert not Path("out.pt").exists()
@@ -377,7 +377,7 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
     ("changes", "message"),
     [
         ({"format": "adaptkit/2"}, r"of format adaptkit/2, and this.* install a newer"),
-        ({"format": "other"}, "unknown format other; expected adaptkit/1"),
+        ({"format": "other"}, "unknown format 'other'; expected adaptkit/1"),
         ({"arch": None}, "does not say which architecture"),
         ({"arch": 3}, "expected 'arch' to be a str, got int"),
         ({"arch": "adaptkit:small_cn"}, r"unknown architecture.*did you mean adaptkit:small_cnn\?"),

@@ -48,7 +48,7 @@ def test_a_failure_at_the_last_file_puts_the_others_back(
 
     if not links:
         monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(OutputError, match="cannot write .*c: "):
+    with pytest.raises(OutputError, match=r"cannot write .*c: "):
         write_files({tmp_path / name: b"new" for name in "abc"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c"]
     assert (tmp_path / "a").read_bytes() == b"old"
