@@ -4,9 +4,14 @@ from pathlib import Path
 
 import click
 
-from benchmarks import precision, throughput
+from benchmarks import memory, precision, profile, throughput
 
-NAMES = {"throughput": throughput.run, "precision": precision.run}
+NAMES = {
+    "throughput": throughput.run,
+    "precision": precision.run,
+    "memory": memory.run,
+    "profile": profile.run,
+}
 
 
 @click.command()

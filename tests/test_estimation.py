@@ -1,6 +1,8 @@
 """estimate() against the definition, whatever the batches; and what it leaves behind."""
 
 import copy
+import gc
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from greenlet import getcurrent, greenlet
 from reference import by_definition, channel_statistics, inputs_seen, worst_error
 from torch import Tensor, nn
 from torch.utils.data import (
@@ -26,6 +29,29 @@ from adaptkit.estimation.probe import probe
 from adaptkit.norms import norm_layers
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+ROWS = 16
+
+
+@pytest.fixture(autouse=True)
+def small_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few images make several."""
+    monkeypatch.setattr("adaptkit.estimation.run.MOST_IN_MICRO_BATCH", ROWS)
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """End a test that stands still."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 class Residual(nn.Module):
@@ -298,7 +324,8 @@ def test_wrapped_models(net: Residual) -> None:
     assert list(estimate(nn.DataParallel(net), [x])) == list(estimate(net, [x]))
 
 
-@pytest.mark.parametrize("branch_at", [0, 40])
+@pytest.mark.usefixtures("time_limit")
+@pytest.mark.parametrize("branch_at", [0, 40, 79])
 def test_batches_that_pass_different_layers_are_refused(branch_at: int) -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
@@ -306,21 +333,93 @@ def test_batches_that_pass_different_layers_are_refused(branch_at: int) -> None:
             self.a, self.b = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
 
         def forward(self, x: Tensor) -> Tensor:
-            norm = self.a if x[0].item() <= branch_at else self.b
+            norm = self.a if x[-1].item() < branch_at else self.b
             out: Tensor = norm(x)
             return out
 
     x = torch.arange(80.0).view(-1, 1)
+    if branch_at == 0:  # all go the same way
+        assert list(estimate(Branching(), [x])) == ["b"]
+        return
     with pytest.raises(EstimationError, match=r"is at layer 'a' where number \d+ is at layer 'b'"):
         estimate(Branching(), [x])
-    assert no_threads_left()
+    assert nothing_left()
+
+
+@pytest.mark.usefixtures("time_limit")
+def test_layers_in_another_order_for_some_batches_are_refused() -> None:
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = (self.a, self.b) if x[0].item() < 60 else (self.b, self.a)
+            out: Tensor = second(first(x))
+            return out
+
+    with pytest.raises(EstimationError, match="same layers in the same order"):
+        estimate(Either(), [torch.arange(80.0).view(-1, 1)])
+    assert nothing_left()
+
+
+@pytest.mark.usefixtures("time_limit")
+def test_branches_that_pass_no_norm_layer_may_depend_on_the_data() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.norm(x.relu() if x.mean() > 40 else x)
+            return out
+
+    x = torch.arange(80.0).view(-1, 1)
+    assert estimate(Branching(), [x])["norm"].mean.item() == pytest.approx(39.5)
+
+
+class WithModes(nn.Module):
+    """Normalises within modes of torch that it sets itself, and notes those it finds after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+        self.found: list[object] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        here = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        self.found.append(("outside", torch.is_inference_mode_enabled(), *here))
+        x = self.first(x)
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            x = self.norm(x.float())
+            self.found.append(("inside", torch.is_inference_mode_enabled()))
+            self.found.append(torch.is_autocast_enabled("cpu"))
+        with torch.enable_grad():
+            out: Tensor = self.norm(self.first(x.clone()).float())
+            self.found.append(("grad", torch.is_grad_enabled()))
+        return out
+
+
+def test_modes_that_a_model_sets_are_its_own_in_each_micro_batch() -> None:
+    net = WithModes()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        estimate(net, [torch.randn(5 * ROWS, 2)])
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    expected = {("outside", False, True, torch.bfloat16), ("inside", True), False, ("grad", True)}
+    assert set(net.found) == expected
+    assert net.found.count(("inside", True)) == 1 + 5  # the probe and the micro-batches
 
 
 # What is left behind.
 
 
-def no_threads_left() -> bool:
-    return not [t for t in threading.enumerate() if t.name == "adaptkit-micro-batch"]
+def nothing_left() -> bool:
+    """Whether no thread of ours runs, and no forward stands half way."""
+    stacks = [o for o in gc.get_objects() if issubclass(type(o), greenlet)]
+    return threading.active_count() == 1 and not [s for s in stacks if s and s is not getcurrent()]
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
@@ -338,7 +437,7 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
     state, kept = before.pop("state"), after.pop("state")
     assert all(torch.equal(state[k], kept[k]) for k in state)
     assert before == after
-    assert no_threads_left()
+    assert nothing_left()
 
 
 def test_estimate_leaves_the_model_as_it_was(net: Residual) -> None:
@@ -364,7 +463,8 @@ class Fails(nn.Module):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.usefixtures("time_limit")
+@pytest.mark.parametrize("at", [1, 2, 9])  # in the probe, the first and the last micro-batch
 @pytest.mark.parametrize("place", [0, 2])
 def test_an_error_in_the_model_ends_the_run_with_itself(
     error: BaseException, at: int, place: int
@@ -374,7 +474,7 @@ def test_an_error_in_the_model_ends_the_run_with_itself(
     net.train()
     before = snapshot(net)
     with pytest.raises(type(error)) as caught:
-        estimate(net, [torch.randn(128, 2)])  # four micro-batches or more
+        estimate(net, [torch.randn(8 * ROWS, 2)])
     assert caught.value is error
     assert_untouched(net, before)
 
@@ -405,7 +505,7 @@ def test_a_model_cannot_swallow_the_end(net: Residual) -> None:
     stubborn.net = net
     with pytest.raises(ValueError, match="second"):
         estimate(stubborn, [unlike_images(64)])
-    assert no_threads_left()
+    assert nothing_left()
 
 
 # adapt() and Statistics.apply().
@@ -455,8 +555,8 @@ def test_autocast_of_the_caller_holds_in_every_micro_batch() -> None:
     kind = Kind()
     net = nn.Sequential(kind, nn.BatchNorm1d(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        estimate(net, [torch.randn(128, 2)])
-    assert len(kind.kinds) >= 5  # a probe and the micro-batches
+        estimate(net, [torch.randn(8 * ROWS, 2)])
+    assert len(kind.kinds) == 9  # a probe and the micro-batches
     assert set(kind.kinds) == {torch.bfloat16}
 
 

@@ -104,6 +104,19 @@ def test_a_subclass_keeps_its_activation() -> None:
     assert bool((adapt(model, [x])(x) >= 0).all())
 
 
+def test_timm_norms_keep_their_activation() -> None:
+    layers = pytest.importorskip("timm.layers")
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), layers.BatchNormAct2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+    )
+    x = images(30)
+    truth = by_definition(model, ["1", "3"], x)
+    assert max(worst_error(arrays(estimate(model, x.split(8))), truth)) < 1e-5
+    seen = nn.Sequential(*list(adapt(model, [x]).children())[:2])(x)
+    assert bool((seen >= 0).all())
+    assert bool((seen == 0).any())
+
+
 def test_a_registered_class_counts() -> None:
     @norms.register
     class Own(nn.Module):

@@ -17,6 +17,8 @@ from adaptkit.estimation.run import checked, prepared
 from adaptkit.estimation.sampling import draw, finite, regroup
 from adaptkit.moments import Moments, PerSample
 
+_ROWS = 32  # samples in one forward
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -89,7 +91,7 @@ def certify(
     ]
     try:
         with norms.evaluating(model), torch.no_grad(), autocast(precision, where):
-            for piece in pieces if forward else regroup(pieces):
+            for piece in pieces if forward else regroup(pieces, _ROWS):
                 (forward or call)(model, piece)
     finally:
         for hook in hooks:

@@ -1,8 +1,12 @@
 """A function that can be suspended anywhere below, also where a `yield` cannot reach."""
 
-import threading
-from collections.abc import Callable
-from typing import Generic, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import torch
+from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
 
@@ -12,105 +16,110 @@ class Stop(BaseException):
 
 
 class Coroutine(Generic[T]):
-    """Run `body` on a thread of its own, but only between a caller's `start` and `wait`.
+    """Run `body` on a stack of its own, on the caller's thread, a stretch at a time.
 
     `body` calls `suspend(value)`, at any depth, to hand `value` to the caller and to stop until the
-    next `start`. A caller that waits before it starts another has one thread running at a time.
+    next `resume`. Caller and body share a thread, and so torch's memory and its team of OpenMP
+    threads; what a thread holds of torch's modes (gradients, inference mode, autocast) is set back
+    to the caller's while `body` stands still, and to its own when it goes on.
 
     >>> def body() -> None:
     ...     task.suspend("half way")
     >>> task = Coroutine(body)
-    >>> task.start(); task.wait()
-    'half way'
-    >>> task.start(); task.wait(), task.done
+    >>> task.resume(), task.done
+    ('half way', False)
+    >>> task.resume(), task.done
     (None, True)
     """
 
-    def __init__(self, body: Callable[[], None]) -> None:
-        self._body = body
-        self._thread = threading.Thread(target=self._run, name="adaptkit-micro-batch", daemon=True)
-        # Two locks used as gates: each is released by the other side.
-        self._go, self._back = threading.Lock(), threading.Lock()
-        self._go.acquire()
-        self._back.acquire()
-        self._value: T | None = None
-        self._error: BaseException | None = None
-        self._running = self._closing = False
-        self.done = False
+    def __init__(self, body: Callable[[], object]) -> None:
+        self._stack = _Stack(self, body)
+        self._modes = _Modes()
+        self._closing = False
 
-    def start(self) -> None:
-        """Let `body` go on, unless it has ended."""
-        if self.done:
-            return
-        self._value, self._running = None, True
-        if self._thread.ident is None:
-            self._thread.start()
-        else:
-            self._go.release()
+    @property
+    def done(self) -> bool:
+        """Whether `body` has ended."""
+        return self._stack.dead
 
-    def wait(self) -> T | None:
-        """Wait until `body` suspends (return the value), or ends (return None).
+    def resume(self) -> T | None:
+        """Let `body` go on; return what it suspends with, or None once it has ended.
 
         Raises:
             BaseException: whatever `body` raised, with its own traceback.
         """
-        self._join_running()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        return None if self.done else self._value
+        if self.done:
+            return None
+        self._stack.parent = getcurrent()
+        value: T | None = self._stack.switch()
+        return value
 
     def suspend(self, value: T) -> None:
-        """Hand `value` to the caller and stop until the next `start`. To be called by `body` only.
+        """Hand `value` to the caller and stop until the next `resume`. To be called by `body` only.
 
         Raises:
             Stop: the caller called `close`.
         """
-        if not self._closing:
-            self._value = value
-            self._back.release()
-            self._go.acquire()
         if self._closing:
             raise Stop
-
-    def cancel(self) -> None:
-        """Let `body` end at its next `suspend`, without waiting for that."""
-        self._closing = True
-
-    def checkpoint(self) -> None:
-        """End `body` here if it was cancelled. To be called by `body` only."""
-        if self._closing:
-            raise Stop
+        caller = self._stack.parent
+        assert caller is not None  # noqa: S101  `resume` has set it
+        with self._modes.set_back():
+            caller.switch(value)
 
     def close(self) -> None:
-        """End `body` where it is suspended, or next will be, and wait until its thread is gone."""
+        """End `body` where it stands."""
         self._closing = True
-        if self._thread.ident is None:
-            self.done = True
-            return
-        self._join_running()
-        if not self.done:
-            self._running = True
-            self._go.release()
-            self._join_running()
-        self._thread.join()
+        if self._stack and not self.done:  # a greenlet is true while it has begun and not ended
+            self._stack.parent = getcurrent()
+            with contextlib.suppress(Stop):
+                self._stack.throw(Stop)
 
-    def is_current(self) -> bool:
-        """Whether the calling thread is this coroutine's own."""
-        return threading.current_thread() is self._thread
 
-    def _join_running(self) -> None:
-        if self._running:
-            self._back.acquire()
-            self._running = False
+class _Stack(greenlet):
+    """The stack that a coroutine's body runs on."""
 
-    def _run(self) -> None:
-        try:
-            self._body()
-        except Stop:
-            pass
-        except BaseException as error:  # noqa: BLE001  it is raised again in `wait`
-            self._error = error
-        finally:
-            self.done = True
-            self._back.release()
+    def __init__(self, owner: "Coroutine[Any]", body: Callable[[], object]) -> None:
+        super().__init__()
+        self.owner, self._body = owner, body
+
+    def run(self) -> None:
+        self._body()
+
+
+def current() -> "Coroutine[Any] | None":
+    """Return the coroutine whose body calls this, if one does."""
+    stack = getcurrent()
+    return stack.owner if isinstance(stack, _Stack) else None
+
+
+class _Modes:
+    """The modes of torch that a thread is in, as they are when this is made."""
+
+    def __init__(self) -> None:
+        self._gradients = torch.is_grad_enabled()
+        self._inference = torch.is_inference_mode_enabled()
+        self._autocast = _autocast()
+
+    @contextmanager
+    def set_back(self) -> Iterator[None]:
+        """Return to these modes within the block, whatever the thread is in."""
+        with contextlib.ExitStack() as undo:
+            if torch.is_inference_mode_enabled() != self._inference:
+                undo.enter_context(torch.inference_mode(self._inference))
+            if torch.is_grad_enabled() != self._gradients:
+                undo.enter_context(torch.set_grad_enabled(self._gradients))
+            now = _autocast()
+            for kind in now:
+                if now[kind] != self._autocast[kind]:
+                    enabled, dtype = self._autocast[kind]
+                    undo.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            yield
+
+
+def _autocast() -> dict[str, tuple[bool, torch.dtype]]:
+    return {
+        kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda", "mps")
+        if torch.amp.is_autocast_available(kind)
+    }

@@ -1,7 +1,6 @@
 """Exact statistics in one forward: every micro-batch waits at each norm layer for the others."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.errors import EstimationError
-from adaptkit.estimation.coroutine import Coroutine
+from adaptkit.estimation.coroutine import Coroutine, current
 from adaptkit.moments import Moments, PerSample
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -33,7 +32,6 @@ def lockstep(
     *,
     weight: Tensor | None = None,
     visits: int | None = None,
-    at_once: int = 1,
     owned: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Moments]:
@@ -54,7 +52,6 @@ def lockstep(
         forward: runs one micro-batch through the model; what it returns is dropped.
         weight: shape (N,), one for each sample of all micro-batches in order.
         visits: stop after so many visits to norm layers, if it is known that no more come.
-        at_once: how many micro-batches may run at a time, each on its share of torch's CPU threads.
         owned: layers whose input nothing else reads. Those of torch's own BatchNorm normalise in
             place: fresh memory costs more than the arithmetic.
         progress: called with the number of layers done.
@@ -65,46 +62,30 @@ def lockstep(
         BaseException: the first error of any micro-batch, as it was raised; no thread is left.
     """
     found: dict[str, Moments] = {}
+    members: set[Coroutine[_Arrival]] = set()
     done = 0
-    state = _ThreadState(threads=max(1, torch.get_num_threads() // at_once))
-    turns = threading.Semaphore(at_once)
-    running: list[Coroutine[_Arrival]] = []
-
-    def run(number: int, batch: Any) -> None:
-        with state.restored(), turns:
-            running[number].checkpoint()
-            forward(model, batch)
 
     def arrive(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        here = next((c for c in running if c.is_current()), None)
-        if here is None:
+        here = current()
+        if here is None or here not in members:
             raise EstimationError(
                 f"norm layer '{name}' was called on a thread that the model started itself, "
                 f"which exact estimation cannot follow"
             )
-        arrival = _Arrival(name, _moments(name, x))
-        turns.release()
-        try:
-            here.suspend(arrival)
-        finally:
-            turns.acquire()
-        here.checkpoint()
+        here.suspend(_Arrival(name, _moments(name, x)))
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(arrive, name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    running += [Coroutine(partial(run, i, batch)) for i, batch in enumerate(micro_batches)]
-    with _threads_kept(), contextlib.ExitStack() as undo:
-        for hook in hooks:
+    with contextlib.ExitStack() as undo:
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(partial(arrive, name), with_kwargs=True)
             undo.callback(hook.remove)
         for name in owned:
             undo.enter_context(_in_place(layers[name]))
+        undo.enter_context(torch.no_grad())
+        running = [Coroutine[_Arrival](partial(forward, model, batch)) for batch in micro_batches]
+        members.update(running)
         for coroutine in running:
             undo.callback(coroutine.close)
-        for coroutine in running:
-            undo.callback(coroutine.cancel)  # all, before the first one is waited for
         while done != visits and (arrivals := _advance(running)):
             name = arrivals[0].layer
             here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
@@ -118,9 +99,7 @@ def lockstep(
 
 def _advance(coroutines: Sequence[Coroutine[_Arrival]]) -> list[_Arrival]:
     """Let each run to its next norm layer; [] once all have ended."""
-    for coroutine in coroutines:
-        coroutine.start()
-    arrivals = [coroutine.wait() for coroutine in coroutines]
+    arrivals = [coroutine.resume() for coroutine in coroutines]
     names = [a.layer if a else None for a in arrivals]
     for index, name in enumerate(names):
         if name != names[0]:
@@ -203,50 +182,3 @@ def _in_place(layer: nn.Module) -> Iterator[None]:
         yield
     finally:
         del layer.forward
-
-
-class _ThreadState:
-    """What a new thread does not inherit: the caller's autocast and device; and its CPU threads."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._autocast = [
-            (kind, torch.get_autocast_dtype(kind))
-            for kind in ("cpu", "cuda", "mps")
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        ]
-        self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        if self._cuda is not None:
-            torch.cuda.set_device(self._cuda)
-        torch.set_grad_enabled(False)  # the thread's own, like the next; both end with it
-        torch.set_num_threads(self._threads)
-        if not self._autocast:
-            yield
-            return
-        (kind, dtype), *_ = self._autocast
-        # The cache would keep all weights once more in every thread.
-        with torch.autocast(kind, dtype=dtype, cache_enabled=False):
-            yield
-
-
-def at_once(device: torch.device, micro_batches: int) -> int:
-    """Return how many micro-batches to run at a time: on a CPU one a core, elsewhere one.
-
-    Each thread has its own team of OpenMP threads, and once there are more of those than cores,
-    every parallel region waits for the system to wake them: on two cores torch's kernels took 15
-    times as long on small images as in a lone team. One thread a micro-batch has no such regions.
-    """
-    return min(torch.get_num_threads(), micro_batches) if device.type == "cpu" else 1
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Set the number of threads that new threads of torch start with back to what it was."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

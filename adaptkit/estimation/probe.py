@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ def probe(
     """Run `batch` through a model in eval mode, with the statistics that it has, and watch."""
     visits: list[str] = []
     waiting = [0]
-    live = _LiveBytes()
+    live = _LiveBytes([*model.parameters(), *model.buffers()])
 
     def before(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         visits.append(name)
@@ -64,13 +64,16 @@ def probe(
 class _LiveBytes(TorchDispatchMode):
     """Count the bytes of the tensors that operations made and that are still alive.
 
-    Works alike on every device: it looks at storages, not at an allocator. Also notes the norm
+    Works alike on every device: it looks at storages, not at an allocator. What is made of `fixed`
+    tensors alone, as weights that autocast converts, does not count: there is one for all samples.
+    Also notes the norm
     layers whose input is `shared`: read by an operation outside of the layer after it came there,
     or not made by an operation in this forward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fixed: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._fixed = WeakIdKeyDictionary(dict.fromkeys(_storages(list(fixed)), True))
         self.now = self.peak = 0
         self.shared: set[str] = set()
         self._known = WeakIdKeyDictionary()  # storage -> whether it was made in this forward
@@ -84,9 +87,12 @@ class _LiveBytes(TorchDispatchMode):
             self._known.setdefault(storage, False)
             if not self._inside and storage in self._inputs:
                 self.shared.add(self._inputs[storage])
+        fixed = [storage in self._fixed for storage in _storages((args, kwargs))]
         output = func(*args, **(kwargs or {}))
         for storage in _storages(output):
-            if storage not in self._known:
+            if fixed and all(fixed):
+                self._fixed[storage] = True
+            elif storage not in self._known:
                 self._known[storage] = True
                 size = storage.nbytes()
                 self.now += size

@@ -13,12 +13,13 @@ from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
 from adaptkit.errors import EstimationError
-from adaptkit.estimation.lockstep import at_once, lockstep
+from adaptkit.estimation import heap
+from adaptkit.estimation.lockstep import lockstep
 from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
 from adaptkit.estimation.sample import Sample, Weight, bytes_of, size_of, weights_of
-from adaptkit.estimation.sampling import MICRO_BATCH, draw, finite
+from adaptkit.estimation.sampling import draw, finite
 from adaptkit.estimation.statistics import Statistics
 from adaptkit.moments import Moments
 
@@ -27,6 +28,14 @@ Progress = Callable[[str, int, int | None], None]
 DEFAULT_SAMPLES = 1024
 FIRST_SAMPLES = 128  # of a run with a tolerance; then twice as many, and so on
 STREAM_CHUNK = 256  # samples that a streaming pass holds at a time, memory allowing
+# Of a micro-batch: small enough that one operation's feature maps are a share of the memory, large
+# enough to keep the kernels busy. 16 images of 224 px in a ResNet-50, 256 small ones.
+MICRO_BATCH_BYTES = 128 * 2**20
+MOST_IN_MICRO_BATCH = 256
+# What the allocator takes beyond what is in use, and the kernels for themselves, so that the peak
+# of resident memory keeps to `memory` (`python -m benchmarks memory`).
+SLACK = 1.25
+KERNELS_BYTES = 32 * 2**20
 
 
 def estimate(
@@ -112,7 +121,7 @@ def estimate(
         tensors=forward is None,
     )
     engine = _Engine(model, chosen_layers, forward or call, memory, where, precision, progress)
-    with norms.evaluating(model):
+    with norms.evaluating(model), heap.kept(where):
         sample.grow(1)
         if not sample.count:
             raise EstimationError(_no_data(sum(dropped)))
@@ -141,6 +150,7 @@ class _Engine:
     where: torch.device
     precision: str
     progress: Progress | None
+    rows: int = 1  # of a micro-batch
 
     def exact(self, sample: Sample, total: int | None, tolerance: float | None) -> Statistics:
         """Run all samples in lockstep; with a tolerance, ever more until it is met."""
@@ -201,9 +211,12 @@ class _Engine:
             )
         size = size_of(few)
         each = max(1, (seen.waiting + bytes_of(few)) // size)
-        together = at_once(self.where, MICRO_BATCH) * MICRO_BATCH
-        running = (seen.running - seen.waiting) * together // size
-        return seen, max((allowed(self.memory, self.where) - running) // each, 2)
+        while_running = max(1, (seen.running - seen.waiting) // size)
+        memory = allowed(self.memory, self.where)
+        memory = int(memory / SLACK) - min(KERNELS_BYTES, memory // 8)
+        rows = min(MICRO_BATCH_BYTES // each, memory // 8 // while_running, MOST_IN_MICRO_BATCH)
+        self.rows = max(1, rows)
+        return seen, max((memory - while_running * self.rows) // each, 2)
 
     def _probe(self, sample: Sample) -> Probe:
         with self._autocast():
@@ -211,16 +224,14 @@ class _Engine:
 
     def _lockstep(self, sample: Sample, seen: Probe) -> dict[str, Moments]:
         report = self.progress
-        micro_batches = sample.micro_batches()
         return lockstep(
             self.model,
             self.layers,
-            micro_batches,
+            sample.micro_batches(self.rows),
             self.forward,
             weight=sample.weights(),
-            # A layer that the probe did not pass may still come for other samples.
-            at_once=at_once(self.where, len(micro_batches)),
             owned=() if self._watched() else seen.owned,
+            # A layer that the probe did not pass may still come for other samples.
             visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
             progress=report and (lambda done: report("estimating", done, len(self.layers))),
         )

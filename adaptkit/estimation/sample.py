@@ -1,6 +1,7 @@
 """The samples that a run has read so far, ready to pass through the model together."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 from adaptkit.batches import inputs_of, take
 from adaptkit.errors import DataError, EstimationError
-from adaptkit.estimation.lockstep import at_once
 from adaptkit.estimation.sampling import regroup
 
 Weight = Callable[[Any], Tensor]
@@ -73,11 +73,14 @@ class Sample:
         """Return a few rows of the first batch; all of it if it is not a tensor."""
         return self._batches[0][:rows] if self.tensors else self._batches[0]
 
-    def micro_batches(self) -> list[Any]:
-        """Return all that was read, cut into micro-batches of one size where that can be done."""
-        if not self.tensors:
-            return self._batches
-        return regroup(self._batches, at_once=at_once(self._batches[0].device, self.count))
+    def micro_batches(self, size: int) -> list[Any]:
+        """Return all that was read, cut into micro-batches of `size` where that can be done."""
+        if self.tensors:
+            old = deque(self._batches)
+            self._batches.clear()
+            # One by one, so that no sample is in memory twice for long.
+            self._batches += regroup((old.popleft() for _ in range(len(old))), size)
+        return self._batches
 
     def weights(self) -> Tensor | None:
         """Return shape (count,), or None."""

@@ -1,6 +1,5 @@
 """Which of a loader's samples the statistics are taken from, and in what pieces."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,9 +17,6 @@ from torch.utils.data import (
 
 from adaptkit.batches import inputs_of, take
 from adaptkit.errors import DataError, EstimationError
-
-MICRO_BATCH = 32  # samples; small enough to stay near the caches, large enough to fill the kernels
-MOST_MICRO_BATCHES = 64  # each is a thread
 
 
 @runtime_checkable
@@ -82,32 +78,33 @@ def finite(batches: Iterable[Any], on_bad: str, dropped: Callable[[int], None]) 
             yield batch
 
 
-def regroup(batches: Iterable[Tensor], *, at_once: int = 1) -> list[Tensor]:
-    """Cut tensors anew into micro-batches of one size, whatever the loader's was.
+def regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Cut tensors anew into micro-batches of `size` samples, whatever the loader's size was.
 
-    Their order is kept. Samples of unlike shapes or dtypes never share a micro-batch. The number of
-    micro-batches is a multiple of `at_once`, so that as many can run together to the end.
+    Their order is kept. Samples of unlike shapes or dtypes never share a micro-batch.
 
-    >>> [len(b) for b in regroup([torch.zeros(1, 3)] * 40 + [torch.zeros(1, 4)])]
-    [21, 19, 1]
-    >>> [len(b) for b in regroup(torch.zeros(36, 3).split(5), at_once=4)]
-    [9, 9, 9, 9]
+    >>> [len(b) for b in regroup([torch.zeros(1, 3)] * 40 + [torch.zeros(1, 4)], 32)]
+    [32, 8, 1]
     """
-    waiting = deque(batches)
-    total = sum(map(len, waiting))
-    rounds = max(1, -(-total // (MICRO_BATCH * at_once)))
-    rounds = min(rounds, max(1, MOST_MICRO_BATCHES // at_once))
-    size = -(-total // (rounds * at_once))
-    groups: list[Tensor] = []
-    while waiting:
-        group = [waiting.popleft()]
-        while waiting and sum(map(len, group)) < size and _alike(group[0], waiting[0]):
-            group.append(waiting.popleft())
-        whole = torch.cat(group) if len(group) > 1 else group[0]
-        if len(whole) > size:
-            waiting.appendleft(whole[size:])
-        groups.append(whole[:size])
-    return groups
+    group: list[Tensor] = []
+    room = size
+    for batch in batches:
+        if group and not _alike(group[0], batch):
+            yield _joined(group)
+            group, room = [], size
+        cuts = [room, *range(room + size, len(batch), size)] if room < len(batch) else []
+        for piece in batch.tensor_split(cuts):
+            group.append(piece)
+            room -= len(piece)
+            if not room:
+                yield _joined(group)
+                group, room = [], size
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[Tensor]) -> Tensor:
+    return torch.cat(group) if len(group) > 1 else group[0]
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

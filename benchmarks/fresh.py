@@ -1,0 +1,46 @@
+"""Measurements in a process of their own, so that none inherits another's memory or caches."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def in_fresh_process(module: str, *arguments: object) -> dict[str, Any]:
+    """Run `python -m MODULE ARGUMENTS…`; return the JSON object of its last line."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measured(work: Callable[[], object]) -> dict[str, float]:
+    """Run `work` once: seconds, processor seconds, and by how many MiB memory rose at its worst."""
+    before = _resident("VmRSS")
+    _forget_peak()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": round(seconds, 3),
+        "user s": round(now.ru_utime - usage.ru_utime, 2),
+        "system s": round(now.ru_stime - usage.ru_stime, 2),
+        "peak MiB": round(_resident("VmHWM") - before, 1),
+    }
+
+
+def _forget_peak() -> None:
+    """Let the system count the peak of resident memory (VmHWM) from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident(field: str) -> float:
+    """Return VmRSS or VmHWM in MiB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))

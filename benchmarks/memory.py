@@ -1,0 +1,81 @@
+"""How much memory estimation takes: within `memory=`, and constant in a stream.
+
+`python -m benchmarks.memory CASE N` measures one case once.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import click
+import pandas as pd
+import torch
+from torch import Tensor
+from torchvision.models import densenet121, resnet18, resnet50
+
+from adaptkit import estimate
+from benchmarks.fresh import in_fresh_process, measured
+from benchmarks.machine import described
+
+_MODELS = {"resnet50": resnet50, "resnet18": resnet18, "densenet121": densenet121}
+MIB = 2**20
+
+
+def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure peaks of resident memory above what there was before, each in a fresh process."""
+    allowed = (512,) if quick else (512, 1024, 2048)
+    rows = []
+    for model in _MODELS:
+        for mib in allowed:
+            rows.append(_row("exact", model, mib))
+    for images in (2_000,) if quick else (5_000, 50_000):
+        rows.append(_row("stream", "resnet18", images))
+    frame = pd.DataFrame(rows)
+    return frame.assign(**described()), frame
+
+
+def _row(mode: str, model: str, size: int) -> dict[str, object]:
+    found = in_fresh_process("benchmarks.memory", mode, model, size)
+    limit = size if mode == "exact" else 300
+    row = {"mode": mode, "model": model, "limit MiB": limit, **found}
+    click.echo(str(row), err=True)
+    return row
+
+
+def exact(name: str, mib: int) -> dict[str, float]:
+    """More images of 224 px than fit into `memory=mib`: the peak must keep within it."""
+    torch.manual_seed(0)
+    model = _MODELS[name]().eval()
+    images = (torch.randn(16, 3, 224, 224) for _ in range(64))
+    with torch.no_grad():
+        model(torch.randn(2, 3, 224, 224))
+    samples = []
+    found = measured(
+        lambda: samples.append(
+            estimate(model, images, samples="all", memory=mib * MIB, precision="fp32").samples
+        )
+    )
+    return {"samples": samples[0], **found}
+
+
+def stream(name: str, count: int) -> dict[str, float]:
+    """Many small images, none of them kept by the loader."""
+    torch.manual_seed(0)
+    model = _MODELS[name]().eval()
+
+    def images() -> Iterator[Tensor]:
+        for _ in range(count // 50):
+            yield torch.randn(50, 3, 32, 32)
+
+    with torch.no_grad():
+        model(torch.randn(50, 3, 32, 32))
+    samples = []
+    found = measured(
+        lambda: samples.append(estimate(model, images(), mode="stream", samples="all").samples)
+    )
+    return {"samples": samples[0], **found}
+
+
+if __name__ == "__main__":
+    case = {"exact": exact, "stream": stream}[sys.argv[1]]
+    print(json.dumps(case(sys.argv[2], int(sys.argv[3]))))

@@ -1,0 +1,72 @@
+"""Where the time of exact estimation goes, beside a plain forward.
+
+`python -m benchmarks.profile METHOD IMAGES` profiles one method once.
+"""
+
+import json
+import sys
+from collections import Counter
+
+import pandas as pd
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from torchvision.models import resnet50
+
+from adaptkit import estimate
+from benchmarks.fresh import in_fresh_process
+from benchmarks.machine import described
+
+BATCH = 16
+METHODS = tuple(f"{what}, {how}" for how in ("fp32", "bf16") for what in ("forward", "estimate"))
+_PARTS = {
+    "convolution": "convolution",
+    "batch_norm_update_stats": "moments",
+    "var_mean": "moments",
+    "batch_norm": "normalising",
+    "clamp": "activation, addition, pooling",
+    "relu": "activation, addition, pooling",
+    "add_": "activation, addition, pooling",
+    "pool": "activation, addition, pooling",
+    "copy_": "copies and conversions",
+}
+REST = "all else (Python, switching, merging)"
+
+
+def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Profile ResNet-50 at 224 px, each method in a fresh process."""
+    images = 32 if quick else 256
+    rows = []
+    for method in METHODS:
+        found = in_fresh_process("benchmarks.profile", method, images)
+        rows += [{"method": method, "part": k, "seconds": v} for k, v in found.items()]
+    frame = pd.DataFrame(rows)
+    table = frame.pivot_table(index="part", columns="method", values="seconds", sort=False)
+    described_frame = frame.assign(case="resnet50 224px", images=images, **described())
+    return described_frame, table.fillna(0).reset_index()
+
+
+def one(method: str, images: int) -> dict[str, float]:
+    """Seconds of the calling thread by kind of operation, and of all of it."""
+    torch.manual_seed(0)
+    model = resnet50().eval()
+    batches = list(torch.randn(images, 3, 224, 224).split(BATCH))
+    what, how = method.split(", ")
+    if what == "forward":
+        batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "bf16"):
+        model(batches[0])
+        with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("whole"):
+            if what == "forward":
+                for batch in batches:
+                    model(batch)
+            else:
+                estimate(model, batches, samples="all")
+    parts: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        part = next((part for key, part in _PARTS.items() if key in event.key), REST)
+        parts[part] += event.self_cpu_time_total / 1e6
+    return {name: round(seconds, 3) for name, seconds in parts.most_common()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(one(sys.argv[1], int(sys.argv[2]))))
