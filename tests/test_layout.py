@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "device": {"errors"},
     "batches": {"errors"},
     "norms": {"errors"},
-    "shift": set(),
+    "shift": {"errors"},
     "data": {"errors", "transform"},
     "architectures": {"errors", "models", "transform"},
     "checkpoint": {"errors", "architectures", "files", "norms", "transform"},
