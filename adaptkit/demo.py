@@ -16,7 +16,8 @@ from torch import nn
 from adaptkit.checkpoint import save_checkpoint
 from adaptkit.errors import OutputError
 from adaptkit.models import SmallCNN
-from adaptkit.pipeline import Outputs, Progress, Run, adapt_folder
+from adaptkit.pipeline import Outputs, Run, adapt_folder
+from adaptkit.pipeline.common import Progress
 from adaptkit.transform import Transform
 
 TRAINED_ON = 900  # of scikit-learn's 1,797 images; the rest are the target

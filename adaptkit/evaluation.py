@@ -27,6 +27,10 @@ class Evaluation:
         entropy: shape (n,), float64, of the softmax, in nats, 0 to log K; NaN where −1.
         labels: shape (n,), int64, or None.
         layers: name -> the statistics that the model's norm layers store.
+        classes: how many classes the model has, K.
+        nll: shape (n,), float64, −log of the label's probability, in nats; None without labels.
+        brier: shape (n,), float64, Σ_k (p_k − [k = label])², 0 to 2; None without labels.
+        top5: shape (n,), whether the label is among the five largest logits; None without labels.
     """
 
     predictions: NDArray[np.int64]
@@ -34,6 +38,10 @@ class Evaluation:
     entropy: NDArray[np.float64]
     labels: NDArray[np.int64] | None
     layers: Mapping[str, norms.Stored]
+    classes: int | None = None
+    nll: NDArray[np.float64] | None = None
+    brier: NDArray[np.float64] | None = None
+    top5: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.predictions)
@@ -88,15 +96,20 @@ def evaluate(
         model = copy.deepcopy(model).to(where)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     labels: list[Tensor] = []
+    losses: list[tuple[Tensor, Tensor, Tensor]] = []
+    classes = 0
     count = 0
     with norms.evaluating(model), torch.no_grad():
         for batch in loader:
             output = (forward or call)(model, to_device(batch, where))
             logits = _logits(output)
-            found.append(_summary(logits))
+            classes = classes or logits.shape[1]
+            log_p = _log_softmax(logits)
+            found.append(_summary(log_p))
             given = labels_of(batch)
             if given is not None:
                 labels.append(_checked(given, logits))
+                losses.append(_losses(log_p, labels[-1]))
             count += len(logits)
             if len(labels) not in (0, len(found)):
                 raise DataError("some batches have labels and others have none")
@@ -108,12 +121,19 @@ def evaluate(
             "used up (pass a list or a DataLoader, which can be read twice)"
         )
     predictions, confidence, entropy = (torch.cat(t).numpy() for t in zip(*found, strict=True))
+    nll, brier, top5 = (
+        (torch.cat(t).numpy() for t in zip(*losses, strict=True)) if losses else (None, None, None)
+    )
     return Evaluation(
         predictions=predictions,
         confidence=confidence,
         entropy=entropy,
         labels=torch.cat(labels).numpy() if labels else None,
         layers={name: norms.read(layer) for name, layer in norms.norm_layers(model).items()},
+        classes=classes,
+        nll=nll,
+        brier=brier,
+        top5=top5,
     )
 
 
@@ -131,10 +151,14 @@ def _logits(output: Any) -> Tensor:
     return output
 
 
-def _summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions, confidence and entropy, on the CPU, from float64 where the device has it."""
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float64 where the device has it."""
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    log_p = logits.detach().to(wide).log_softmax(1)
+    return logits.detach().to(wide).log_softmax(1)
+
+
+def _summary(log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions, confidence and entropy, on the CPU."""
     p = log_p.exp()
     confidence, predictions = p.max(1)
     entropy = -torch.where(p > 0, p * log_p, 0.0).sum(1)
@@ -144,6 +168,17 @@ def _summary(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         confidence.masked_fill(bad, torch.nan).double().cpu(),
         entropy.masked_fill(bad, torch.nan).double().cpu(),
     )
+
+
+def _losses(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative log-likelihood, Brier score and whether the label is among the first five."""
+    labels = labels.to(log_p.device)
+    of_label = log_p.gather(1, labels[:, None])
+    p = log_p.exp()
+    brier = p.square().sum(1) - 2 * of_label.exp()[:, 0] + 1
+    # NaN compares false, so that a sample without logits is not in.
+    top5 = (log_p > of_label).sum(1).lt(5) & ~log_p.isnan().any(1)
+    return (-of_label[:, 0]).double().cpu(), brier.double().cpu(), top5.cpu()
 
 
 def _checked(labels: Tensor, logits: Tensor) -> Tensor:

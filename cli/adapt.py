@@ -98,31 +98,16 @@ from . import options
     help="Report how far the adapted model is from seeing what it stores.",
 )
 @click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="DEVICE",
-    help="auto, cpu, cuda, cuda:N or mps. auto takes the first of cuda, mps, cpu.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Images at a time. Does not change the result.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
+    "--holdout",
+    type=click.FloatRange(min=0, max=1, max_open=True),
     default=0,
     show_default=True,
-    metavar="N",
-    help="Processes that decode images; 0 uses this one.",
+    metavar="SHARE",
+    help="Score this share of the images and adapt to the others; 0.5 for an accuracy "
+    "on images that were not adapted to.",
 )
-@click.option(
-    "--skip-bad", is_flag=True, help="Go on when more than a tenth of the images cannot be read."
-)
+@options.source_data
+@options.reading
 @options.force
 @options.seed
 @options.quiet
@@ -136,7 +121,9 @@ def adapt(quiet: bool, **arguments: Any) -> None:
     $ adaptkit adapt --source source.pt --target target/
     Adapted 4 norm layers on 897 of 897 images
     ...
-    Wrote source-adapted.pt, source-adapted.csv, source-adapted.json
+    Wrote
+      source-adapted.pt
+      ...
     """
     from .terminal import print_run, progress
 

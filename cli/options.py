@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -61,3 +62,52 @@ def arch(function: F) -> F:
 def force(function: F) -> F:
     """--force: replace outputs that exist."""
     return click.option("--force", is_flag=True, help="Replace outputs that exist.")(function)
+
+
+def source_data(function: F) -> F:
+    """--source-data: what the target is compared with."""
+    return click.option(
+        "--source-data",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Images of the domain the model was trained on, to measure the shift from; "
+        "with class folders the target's accuracy is estimated too.",
+    )(function)
+
+
+def reading(function: F) -> F:
+    """--device, --batch-size, --workers, --skip-bad: how folders of images are read and run."""
+    for option in reversed(
+        (
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                metavar="DEVICE",
+                help="auto, cpu, cuda, cuda:N or mps. auto takes the first of cuda, mps, cpu.",
+            ),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(min=1),
+                default=64,
+                show_default=True,
+                metavar="N",
+                help="Images at a time. Does not change the result.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=0),
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="Processes that decode images; 0 uses this one.",
+            ),
+            click.option(
+                "--skip-bad",
+                is_flag=True,
+                help="Go on when more than a tenth of the images cannot be read.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function

@@ -1,8 +1,9 @@
 """What a person sees: progress while a command runs, then a table. Right at 80 columns."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,16 +13,29 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from adaptkit.demo import Demo
-    from adaptkit.pipeline import Run
+    from adaptkit.pipeline import Run, ShiftRun
     from adaptkit.report import Report, Row
 
 SKIPPED_SHOWN = 5
+LAYERS_SHOWN = 12
+_LAYER_METRICS = ("symmetric_kl", "mean_shift", "log_var_shift")
+_NAMES = {
+    "mmd2": "MMD²",
+    "energy": "energy distance",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "frechet": "Fréchet distance",
+    "coral": "CORAL",
+    "proxy_a_distance": "proxy A-distance",
+    "c2st_auc": "classifier AUC",
+    "ks_fraction": "features that differ (KS)",
+}
 _STAGES = {
     "before": "Scoring the source model",
     "reading": "Reading images",
     "estimating": "Estimating, layers",
     "streaming": "Estimating, images",
     "after": "Scoring the adapted model",
+    "features": "Taking features, images",
     "training": "Training the source model, epochs",
 }
 
@@ -72,25 +86,102 @@ def print_run(run: "Run") -> None:
         )
     out.print()
     out.print(comparison(run.report))
+    _print_domains(out, run.report)
     out.print(verdict(run.report))
-    if run.skipped:
-        out.print(f"\nSkipped {len(run.skipped):,} that cannot be read:")
-        for path, reason in list(run.skipped.items())[:SKIPPED_SHOWN]:
-            out.print(f"  {path}: {reason}", soft_wrap=True)
-        if len(run.skipped) > SKIPPED_SHOWN:
-            out.print(f"  and {len(run.skipped) - SKIPPED_SHOWN:,} more, all named in the JSON")
-    files = (run.outputs.checkpoint, run.outputs.csv, run.outputs.json)
-    out.print(f"\nWrote {', '.join(map(str, files))}", soft_wrap=True)
+    _print_skipped(out, run.skipped)
+    _print_written(out, run.written)
+
+
+def print_shift(run: "ShiftRun") -> None:
+    """Print how far a domain lies away, and where that shows."""
+    out = console()
+    for note in run.notes:
+        out.print(f"Note: {note}")
+    out.print(run.verdict)
+    layers = _table("layer")
+    for title in ("symmetric KL, nats", "means, sd", "log-variances"):
+        layers.add_column(title, justify="right", no_wrap=True)
+    scopes = [r.scope for r in run.report.rows if r.metric == "symmetric_kl"]
+    for scope in scopes[: LAYERS_SHOWN + 1]:
+        found = [run.report.row(metric, scope) for metric in _LAYER_METRICS]
+        name = "mean of all" if scope == "all" else scope.removeprefix("layer:")
+        layers.add_row(name, *(f"{row.before:.3f}" if row else "" for row in found))
+    out.print()
+    out.print(layers)
+    if len(scopes) > LAYERS_SHOWN + 1:
+        out.print(f"and {len(scopes) - LAYERS_SHOWN - 1:,} more layers, all in the CSV")
+    _print_domains(out, run.report)
+    _print_skipped(out, run.skipped)
+    _print_written(out, (run.csv, run.json))
+
+
+def _print_domains(out: Console, report: "Report") -> None:
+    """Print what source data adds: images, features before and after, and estimates."""
+    images = [r for r in report.rows if r.metric == "input_shift" and r.before is not None]
+    if images:
+        moved = ", ".join(f"{r.scope.removeprefix('input:')} {r.before:+.2f}" for r in images[:3])
+        out.print(f"\nThe images against the source's, in its standard deviations: {moved}")
+    rows = [r for r in report.rows if r.scope.startswith("feature:")]
+    if rows:
+        table = _table(f"{rows[0].scope.removeprefix('feature:')} features against source")
+        for title in ("before", "after", "p before", "p after"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in rows:
+            if not row.metric.endswith("_p"):
+                test = report.row(f"{row.metric}_p", row.scope)
+                p_values = (test.before, test.after) if test else (None, None)
+                figures = ["" if v is None else f"{v:.3g}" for v in (row.before, row.after)]
+                table.add_row(_NAMES[row.metric], *figures, *map(_p_value, p_values))
+        out.print()
+        out.print(table)
+    estimated = [(name, report.row(f"accuracy_{name.lower()}")) for name in ("ATC", "DoC")]
+    said = [
+        f"{row.before:.1%} -> {row.after:.1%} ({name})"
+        for name, row in estimated
+        if row and row.before is not None and row.after is not None
+    ]
+    if said:
+        out.print(
+            f"\nAccuracy, estimated without the target's labels: {', '.join(said)}.\n"
+            f"Under a strong shift such estimates can be far too high."
+        )
+
+
+def _print_written(out: Console, files: Sequence[Path]) -> None:
+    out.print("\nWrote")
+    for path in files:
+        out.print(f"  {path}", soft_wrap=True)
+
+
+def _print_skipped(out: Console, skipped: Mapping[str, str]) -> None:
+    if not skipped:
+        return
+    out.print(f"\nSkipped {len(skipped):,} that cannot be read:")
+    for path, reason in list(skipped.items())[:SKIPPED_SHOWN]:
+        out.print(f"  {path}: {reason}", soft_wrap=True)
+    if len(skipped) > SKIPPED_SHOWN:
+        out.print(f"  and {len(skipped) - SKIPPED_SHOWN:,} more, all named in the JSON")
+
+
+def _table(title: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(title)
+    return table
 
 
 def comparison(report: "Report") -> Table:
     """Return the whole-set figures of a report, each with the 95% interval of its change."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table = _table("")
     for title in ("before", "after", "change", "95% interval", "p"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, metric, scale, unit, digits in (
         ("accuracy, %", "accuracy", 100, "", 1),
+        ("balanced accuracy, %", "balanced_accuracy", 100, "", 1),
+        ("macro-F1, %", "macro_f1", 100, "", 1),
+        ("top-5 accuracy, %", "top5_accuracy", 100, "", 1),
+        ("NLL, nats", "nll", 1, "", 3),
+        ("Brier score", "brier", 1, "", 3),
+        ("ECE, %", "ece", 100, "", 1),
         ("mean confidence, %", "confidence_mean", 100, "", 1),
         ("mean entropy, nats", "entropy_mean", 1, "", 3),
         ("symmetric KL, nats", "symmetric_kl", 1, "", 3),
@@ -142,7 +233,12 @@ def verdict(report: "Report") -> str:
         said = f"The accuracy rose by {points} (n = {accuracy.n:,})."
     else:
         said = f"The accuracy fell by {points} (n = {accuracy.n:,}): keep the source model."
-    return f"\n{said}\nThe scored images include those that were adapted to (without their labels)."
+    if report.details.get("transductive") is None:
+        return f"\n{said}\nThe scored images are not among those that were adapted to."
+    return (
+        f"\n{said}\nThe scored images include those that were adapted to (without their labels);\n"
+        f"--holdout 0.5 keeps them apart."
+    )
 
 
 def print_demo(demo: "Demo") -> None:

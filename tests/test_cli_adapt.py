@@ -90,7 +90,9 @@ def test_class_folders(here: Path) -> None:
     result = adapt()
     assert result.exit_code == 0, result.output
     assert "Adapted 4 norm layers on 36 of 36 images" in result.stdout
-    assert "Wrote source-adapted.pt, source-adapted.csv, source-adapted.json" in result.stdout
+    written = result.stdout.split("Wrote")[1].split()
+    assert written == [f"source-adapted{end}" for end in (".pt", ".csv", ".json", "-confusion.csv")]
+    assert all(Path(name).is_file() for name in written)
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert (here / "source.pt").read_bytes() == source
 
@@ -133,7 +135,11 @@ def test_without_labels_there_is_no_accuracy(here: Path, nested: bool) -> None:
     assert result.exit_code == 0, result.output
     assert "No labels, so the accuracy is not known" in result.stdout
     metrics = set(pd.read_csv("source-adapted.csv").metric)
-    assert metrics == {"confidence_mean", "entropy_mean", "symmetric_kl", "statistic_se"}
+    assert metrics == {
+        *("confidence_mean", "entropy_mean", "agreement", "predicted_share"),
+        *("symmetric_kl", "mean_shift", "log_var_shift", "statistic_se"),
+    }
+    assert not Path("source-adapted-confusion.csv").exists()
     assert ("named like a class" in " ".join(result.stdout.split())) == nested
 
 
@@ -423,7 +429,7 @@ def test_a_domain_pack_turns_the_base_into_the_domain(here: Path) -> None:
     assert adapt("--out", "direct.pt").exit_code == 0
     result = adapt("--stats-only")
     assert result.exit_code == 0, result.output
-    assert "Wrote source-statistics.safetensors" in result.stdout
+    assert "Wrote\n  source-statistics.safetensors\n" in result.stdout
     assert Path("source-statistics.safetensors").stat().st_size < 10_000
     line = ["apply", "--source", "source.pt", "--stats", "source-statistics.safetensors", "--out"]
     result = CliRunner().invoke(main, [*line, "applied.pt"])

@@ -31,7 +31,19 @@ MAY_IMPORT = {
     "estimation": {"errors", "moments", "norms", "batches", "device", "files"},
     "adaptation": {"batches", "device", "estimation"},
     "evaluation": {"errors", "batches", "device", "norms", "paired"},
-    "report": {"errors", "estimation", "evaluation", "files", "norms", "paired", "shift"},
+    "features": {"errors", "batches", "norms"},
+    "quality": {"errors", "evaluation"},
+    "label_shift": {"errors", "evaluation"},
+    "report": {
+        "errors",
+        "estimation",
+        "evaluation",
+        "files",
+        "norms",
+        "paired",
+        "quality",
+        "shift",
+    },
 }
 COMPOSITION = {"__init__", "pipeline", "demo"}
 

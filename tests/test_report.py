@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,16 +39,29 @@ def test_schema_1() -> None:
     frame = compare(evaluation(20), evaluation(5, mean=1.0)).to_frame()
     assert list(frame.columns) == COLUMNS
     assert frame[["metric", "scope"]].values.tolist() == [
-        ["accuracy", "all"],
-        ["confidence_mean", "all"],
-        ["entropy_mean", "all"],
-        ["symmetric_kl", "all"],
-        ["symmetric_kl", "layer:bn1"],
+        *([name, "all"] for name in ("accuracy", "balanced_accuracy", "macro_f1")),
+        *([name, "all"] for name in ("ece", "ece_equal_mass")),
+        *(["recall", f"class:{k}"] for k in range(4)),
+        *([name, "all"] for name in ("confidence_mean", "entropy_mean", "agreement")),
+        *(["predicted_share", f"class:{k}"] for k in range(4)),
+        *(
+            [name, scope]
+            for name in ("symmetric_kl", "mean_shift", "log_var_shift")
+            for scope in ("all", "layer:bn1")
+        ),
     ]
     accuracy = frame.iloc[0]
     assert (accuracy.before, accuracy.after, accuracy.change, accuracy.n) == (0.5, 0.875, 0.375, 40)
     assert accuracy.p_value == pytest.approx(2 * 0.5**15)
-    assert frame.iloc[3].tolist()[2:5] == [1.0, 0.0, -1.0]
+    rows: dict[Any, Any] = {
+        (r.metric, r.scope): (r.before, r.after, r.change) for r in frame.itertuples()
+    }
+    assert rows["symmetric_kl", "all"] == (1.0, 0.0, -1.0)
+    assert rows["mean_shift", "layer:bn1"] == (1.0, 0.0, -1.0)
+    assert rows["log_var_shift", "all"] == (0.0, 0.0, 0.0)
+    assert rows["balanced_accuracy", "all"][2] == pytest.approx(0.375)
+    assert rows["agreement", "all"][1] == pytest.approx(1 - 15 / 40)
+    assert rows["recall", "class:0"] == (0.5, 0.8, pytest.approx(0.3))
 
 
 def test_csv_is_tidy_and_an_unknown_is_empty(tmp_path: Path) -> None:
@@ -56,7 +70,7 @@ def test_csv_is_tidy_and_an_unknown_is_empty(tmp_path: Path) -> None:
     assert text is not None
     lines = text.splitlines()
     assert lines[0] == ",".join(COLUMNS)
-    assert lines[-1] == "symmetric_kl,layer:bn1,1.0,0.0,-1.0,,,,"
+    assert "symmetric_kl,layer:bn1,1.0,0.0,-1.0,,,," in lines
     back = pd.read_csv(io.StringIO(text))
     pd.testing.assert_frame_equal(back, report.to_frame(), check_dtype=False)
     assert report.to_csv(tmp_path / "r.csv") is None
@@ -70,8 +84,9 @@ def test_json_holds_details_and_rows(tmp_path: Path) -> None:
     report.to_json(tmp_path / "r.json")
     record = json.loads((tmp_path / "r.json").read_text())
     assert (record["schema"], record["seed"]) == (1, 3)
-    assert [row["metric"] for row in record["rows"]][:2] == ["accuracy", "confidence_mean"]
-    assert record["rows"][1]["p_value"] is None  # the confidence did not change at all
+    rows = {row["metric"]: row for row in record["rows"]}
+    assert [*rows][:2] == ["accuracy", "balanced_accuracy"]
+    assert rows["confidence_mean"]["p_value"] is None  # the confidence did not change at all
 
 
 def test_without_labels_there_are_no_accuracy_rows() -> None:

@@ -1,7 +1,7 @@
 """Report schema 1: one row a figure, before and after, as a DataFrame, CSV and JSON."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adaptkit.errors import DataError
 from adaptkit.estimation import Statistics
 from adaptkit.evaluation import Evaluation
 from adaptkit.files import write_files
 from adaptkit.norms import Stored
-from adaptkit.paired import mean_change, proportion_change
+from adaptkit.paired import Change, mean_change, proportion_change
+from adaptkit.quality import quality, quality_intervals
 from adaptkit.shift import symmetric_kl
 
 SCHEMA = 1
@@ -94,17 +96,26 @@ def compare(
     after: Evaluation,
     *,
     statistics: Statistics | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
     details: Mapping[str, Any] | None = None,
 ) -> Report:
     """Compare two evaluations of the same samples in the same order.
 
-    Rows: accuracy (with labels; Newcombe's paired interval, McNemar's exact p-value), mean
-    confidence and mean entropy in nats (paired t), and for every norm layer the symmetric KL
-    divergence in nats between what the model stores and the target's statistics, with their mean.
+    Rows with labels: accuracy, top5_accuracy (more than ten classes) and recall of each class
+    (Newcombe's paired interval, McNemar's exact p-value); balanced_accuracy, macro_f1, nll, brier,
+    ece and ece_equal_mass (see `adaptkit.quality.quality`; intervals from a paired bootstrap).
+    Without: mean confidence and mean entropy in nats (paired t), the predicted share of each class,
+    and agreement, the share of samples on which both models predict the same.
+    For every norm layer, and as a mean over them: symmetric_kl in nats between what the model
+    stores and the target's statistics, mean_shift, the root mean square over channels of
+    (mean_target − mean) / σ_model, and log_var_shift, that of log(σ²_target / σ²_model).
 
     Args:
         before: of the source model.
         after: of the adapted model.
+        classes: names of the classes, for the rows of each; by default their numbers.
+        seed: of the bootstrap.
         statistics: the target's; by default those that `after` stores, which are the same thing
             after plain AdaBN. With them, their relative standard errors are reported as
             "statistic_se" (see `Statistics.errors`).
@@ -125,10 +136,14 @@ def compare(
     _check_same_samples(before, after)
     rows = [
         *_accuracy(before, after),
+        *_quality(before, after, seed),
+        *_recalls(before, after, classes),
         _mean("confidence_mean", before.confidence, after.confidence),
         _mean("entropy_mean", before.entropy, after.entropy),
-        *_divergences(before.layers, after.layers, _target(after.layers, statistics)),
-        *_standard_errors(statistics),
+        _agreement(before, after),
+        *_predicted_shares(before, after, classes),
+        *layer_rows(before.layers, after.layers, target_of(after.layers, statistics)),
+        *error_rows(statistics),
     ]
     return Report(tuple(rows), dict(details or {}))
 
@@ -157,6 +172,52 @@ def _accuracy(before: Evaluation, after: Evaluation) -> Iterator[Row]:
     yield Row("accuracy", "all", before.accuracy, after.accuracy, *change, n=len(before))
 
 
+def _quality(before: Evaluation, after: Evaluation, seed: int) -> Iterator[Row]:
+    if before.labels is None or after.labels is None:
+        return
+    if before.top5 is not None and after.top5 is not None and (before.classes or 0) > 10:
+        change = proportion_change(before.top5, after.top5)
+        shares = float(before.top5.mean()), float(after.top5.mean())
+        yield Row("top5_accuracy", "all", *shares, *change, n=len(before))
+    first, second = quality(before), quality(after)
+    intervals = quality_intervals(before, after, seed=seed)
+    for name in first:
+        if name in second:
+            low, high = intervals.get(name, (None, None))
+            change = Change(second[name] - first[name], low, high, None)
+            yield Row(name, "all", first[name], second[name], *change, n=len(before))
+
+
+def _recalls(before: Evaluation, after: Evaluation, classes: Sequence[str] | None) -> Iterator[Row]:
+    if before.labels is None or before.correct is None or after.correct is None:
+        return
+    for k in np.unique(before.labels):
+        here = before.labels == k
+        a, b = before.correct[here], after.correct[here]
+        change = proportion_change(a, b)
+        yield Row("recall", _class(k, classes), float(a.mean()), float(b.mean()), *change, n=len(a))
+
+
+def _agreement(before: Evaluation, after: Evaluation) -> Row:
+    same = float((before.predictions == after.predictions).mean())
+    return Row("agreement", "all", None, same, None, n=len(before))
+
+
+def _predicted_shares(
+    before: Evaluation, after: Evaluation, classes: Sequence[str] | None
+) -> Iterator[Row]:
+    ever = np.unique(np.concatenate([before.predictions, after.predictions]))
+    for k in range(before.classes or int(ever.max(initial=-1)) + 1):
+        a, b = before.predictions == k, after.predictions == k
+        change = proportion_change(a, b)
+        scope = _class(k, classes)
+        yield Row("predicted_share", scope, float(a.mean()), float(b.mean()), *change, n=len(a))
+
+
+def _class(k: int, classes: Sequence[str] | None) -> str:
+    return f"class:{classes[k] if classes else k}"
+
+
 def _mean(metric: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> Row:
     known = np.isfinite(before) & np.isfinite(after)
     if not known.any():
@@ -166,23 +227,22 @@ def _mean(metric: str, before: NDArray[np.float64], after: NDArray[np.float64]) 
     return Row(metric, "all", float(before.mean()), float(after.mean()), *change, n=len(before))
 
 
-def _divergences(
+def layer_rows(
     before: Mapping[str, Stored], after: Mapping[str, Stored], target: Mapping[str, Stored]
 ) -> Iterator[Row]:
-    pairs = {
-        name: (_divergence(before[name], target[name]), _divergence(after[name], target[name]))
-        for name in target
-        if name in before and name in after
-    }
-    if not pairs:
+    """Yield how far each layer's statistics lie from the target's, before and after."""
+    names = [name for name in target if name in before and name in after]
+    if not names:
         return
-    first, second = (float(np.mean(values)) for values in zip(*pairs.values(), strict=True))
-    yield Row("symmetric_kl", "all", first, second, second - first, n=len(pairs))
-    for name, (a, b) in pairs.items():
-        yield Row("symmetric_kl", f"layer:{name}", a, b, b - a)
+    for metric, of in _MOVES.items():
+        pairs = {n: (of(before[n], target[n]), of(after[n], target[n])) for n in names}
+        first, second = (float(np.mean(values)) for values in zip(*pairs.values(), strict=True))
+        yield Row(metric, "all", first, second, second - first, n=len(pairs))
+        for name, (a, b) in pairs.items():
+            yield Row(metric, f"layer:{name}", a, b, b - a)
 
 
-def _target(after: Mapping[str, Stored], statistics: Statistics | None) -> Mapping[str, Stored]:
+def target_of(after: Mapping[str, Stored], statistics: Statistics | None) -> Mapping[str, Stored]:
     """Return the target's statistics, rounded as a model stores them."""
     if statistics is None:
         return after
@@ -196,7 +256,8 @@ def _target(after: Mapping[str, Stored], statistics: Statistics | None) -> Mappi
     }
 
 
-def _standard_errors(statistics: Statistics | None) -> Iterator[Row]:
+def error_rows(statistics: Statistics | None) -> Iterator[Row]:
+    """Yield the relative standard errors of the target's statistics."""
     if statistics is None:
         return
     errors = {name: value for name, value in statistics.errors().items() if isfinite(value)}
@@ -209,5 +270,28 @@ def _standard_errors(statistics: Statistics | None) -> Iterator[Row]:
 
 def _divergence(stored: Stored, target: Stored) -> float:
     """In the units in which the layer divides: with its eps, which also covers dead channels."""
+    a, b = _variances(stored, target)
+    return symmetric_kl(stored.mean, a, target.mean, b)
+
+
+def _mean_shift(stored: Stored, target: Stored) -> float:
+    a, _ = _variances(stored, target)
+    moved = (target.mean.double().cpu() - stored.mean.double().cpu()) / a.double().cpu().sqrt()
+    return float(moved.square().mean().sqrt())
+
+
+def _log_var_shift(stored: Stored, target: Stored) -> float:
+    a, b = (variance.double().cpu() for variance in _variances(stored, target))
+    return float((b.log() - a.log()).square().mean().sqrt())
+
+
+def _variances(stored: Stored, target: Stored) -> tuple[Tensor, Tensor]:
     eps = max(stored.eps, _LEAST_VARIANCE)
-    return symmetric_kl(stored.mean, stored.variance + eps, target.mean, target.variance + eps)
+    return stored.variance + eps, target.variance + eps
+
+
+_MOVES = {
+    "symmetric_kl": _divergence,
+    "mean_shift": _mean_shift,
+    "log_var_shift": _log_var_shift,
+}

@@ -1,22 +1,17 @@
 """The main job from files to files; composition only."""
 
 import copy
-import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from adaptkit import __version__
 from adaptkit.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
-from adaptkit.data import ImageLoader, image_folder
+from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
-from adaptkit.errors import CheckpointError, DataError, EstimationError, OutputError
+from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation import Certificate, Statistics, estimate
 from adaptkit.estimation import certify as certified
 from adaptkit.estimation.precision import Precision
@@ -24,49 +19,18 @@ from adaptkit.estimation.statistics import as_fields
 from adaptkit.evaluation import Evaluation, evaluate
 from adaptkit.files import check_outputs, write_files
 from adaptkit.norms import norm_layers, why_nothing_to_adapt
-from adaptkit.report import Report, Row, compare
-
-Progress = Callable[[str, int, int | None], None]
-
-MOST_BAD = 0.1  # of all images, before a run is stopped
-SUFFIXES = (".pt", ".pth", ".safetensors")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where the three results of a run go; `checkpoint` is a domain pack with `--stats-only`."""
-
-    checkpoint: Path
-    csv: Path
-    json: Path
-
-    @classmethod
-    def of(
-        cls, source: Path, out: Path | None, report: Path | None, *, pack: bool = False
-    ) -> "Outputs":
-        """Fill in the defaults: beside each other, named after the source, in the current folder.
-
-        Raises:
-            OutputError: a suffix is not one that can be written.
-
-        >>> Outputs.of(Path("models/net.pt"), None, None).csv
-        PosixPath('net-adapted.csv')
-        """
-        suffixes = (".safetensors",) if pack else SUFFIXES
-        default = f"{source.stem}-statistics{suffixes[0]}" if pack else _adapted_name(source)
-        checkpoint = out or Path(default)
-        if checkpoint.suffix not in suffixes:
-            raise OutputError(
-                f"Expected an output ending in {', '.join(suffixes)}, got {checkpoint}: give --out"
-            )
-        csv = report or checkpoint.with_suffix(".csv")
-        if csv.suffix != ".csv":
-            raise OutputError(f"Expected a report ending in .csv, got {csv}")
-        return cls(checkpoint, csv, csv.with_suffix(".json"))
-
-
-def _adapted_name(source: Path) -> str:
-    return f"{source.stem}-adapted{source.suffix}"
+from adaptkit.pipeline.common import (
+    Clock,
+    Outputs,
+    Progress,
+    open_images,
+    record,
+    refuse_too_many_bad,
+    versions,
+)
+from adaptkit.pipeline.shift import SAMPLES, against_source, drawn
+from adaptkit.quality import confusion
+from adaptkit.report import Report, Row, compare, verdict
 
 
 @dataclass(frozen=True)
@@ -79,19 +43,8 @@ class Run:
     images: int
     skipped: dict[str, str]
     notes: tuple[str, ...]
-
-
-@dataclass
-class _Clock:
-    """Seconds per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+    written: tuple[Path, ...]
+    moved: str  # how far the domain moved, in words
 
 
 def adapt_folder(
@@ -113,6 +66,8 @@ def adapt_folder(
     prior: float = 0,
     stats_only: bool = False,
     certify: bool = False,
+    holdout: float = 0,
+    source_data: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
     skip_bad: bool = False,
@@ -142,6 +97,9 @@ def adapt_folder(
         prior: how many images the source's statistics count for.
         stats_only: write a domain pack (see `Statistics.save`) instead of a checkpoint.
         certify: report how far the adapted model is from seeing what it stores.
+        holdout: the share of the images, drawn at random, that are scored but not adapted to; 0
+            scores all images, those that were adapted to included.
+        source_data: images of the domain that the model was trained on, to compare with.
         seed: decides which images are drawn.
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
@@ -152,13 +110,17 @@ def adapt_folder(
             been written then.
     """
     arguments = {k: v for k, v in locals().items() if k != "progress"}
-    clock = _Clock()
+    clock = Clock()
     outputs = Outputs.of(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only
     )
     check_outputs(
-        (outputs.checkpoint, outputs.csv, outputs.json), inputs=[Path(source)], force=force
+        (outputs.checkpoint, outputs.csv, outputs.json, outputs.confusion),
+        inputs=[Path(source)],
+        force=force,
     )
+    if not 0 <= holdout < 1:
+        raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
     where = resolve_device(device)
     with clock.stage("load"):
         checkpoint = load_checkpoint(source, arch=arch)
@@ -168,21 +130,23 @@ def adapt_folder(
                 f"{source} ({checkpoint.arch}) has no layer with data-set statistics to adapt: "
                 f"{why_nothing_to_adapt(model)}"
             )
-        loader = _open_target(checkpoint, Path(target), batch_size, workers)
+        loader = open_images(checkpoint, Path(target), batch_size, workers)
+        of_source = source_data and open_images(checkpoint, Path(source_data), batch_size, workers)
     total = len(loader.listing.paths)
+    to_adapt, to_score = _parts(loader, holdout, seed)
 
     def evaluated(stage: str, net: torch.nn.Module) -> Evaluation:
         with clock.stage(stage):
             return evaluate(
-                net, loader, progress=progress and (lambda _, n, __: progress(stage, n, total))
+                net, to_score, progress=progress and (lambda _, n, __: progress(stage, n, total))
             )
 
     before = evaluated("before", model)
-    _refuse_too_many_bad(loader, skip_bad)
+    refuse_too_many_bad(to_score, skip_bad)
     with clock.stage("estimate"):
         statistics = estimate(
             model,
-            loader,
+            to_adapt,
             mode=mode,
             samples=samples,
             tolerance=tolerance,
@@ -194,18 +158,21 @@ def adapt_folder(
         )
         applied = statistics.blend(model, prior=prior) if prior else statistics
         adapted = applied.apply(copy.deepcopy(model))
+    refuse_too_many_bad(loader, skip_bad)
     after = evaluated("after", adapted)
     certificate = None
     if certify:
         with clock.stage("certify"):
             certificate = certified(
-                adapted, loader, samples=statistics.samples, layers=layers, seed=seed
+                adapted, to_adapt, samples=statistics.samples, layers=layers, seed=seed
             )
 
     found = compare(
         before,
         after,
         statistics=statistics,
+        classes=loader.listing.classes or checkpoint.classes,
+        seed=seed,
         details=_details(
             {**arguments, "out": outputs.checkpoint, "report": outputs.csv},
             checkpoint,
@@ -221,71 +188,61 @@ def adapt_folder(
     if certificate:
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
-    record = _record(checkpoint, applied, seed)
-    written = (
-        applied.to_bytes(base=checkpoint.fingerprint())
+    notes = [*_notes(loader, statistics)]
+    if of_source:
+        with clock.stage("source"):
+            added = against_source(
+                model,
+                adapted,
+                drawn(of_source, SAMPLES, seed),
+                drawn(to_score, SAMPLES, seed),
+                None,
+                seed,
+                progress,
+            )
+        refuse_too_many_bad(of_source, skip_bad)
+        found = replace(found, rows=(*found.rows, *added.rows))
+        notes += added.notes
+    files = {
+        outputs.checkpoint: applied.to_bytes(base=checkpoint.fingerprint())
         if stats_only
-        else checkpoint_bytes(outputs.checkpoint, adapted, like=checkpoint, adapted=record)
-    )
-    write_files(
-        {
-            outputs.checkpoint: written,
-            outputs.csv: (found.to_csv() or "").encode(),
-            outputs.json: (found.to_json() or "").encode(),
-        }
-    )
+        else checkpoint_bytes(
+            outputs.checkpoint,
+            adapted,
+            like=checkpoint,
+            adapted=record(checkpoint, applied, seed),
+        ),
+        outputs.csv: (found.to_csv() or "").encode(),
+        outputs.json: (found.to_json() or "").encode(),
+    }
+    if before.labels is not None:
+        names = dict(enumerate(loader.listing.classes or checkpoint.classes or ()))
+        table = confusion(before, after, names)
+        files[outputs.confusion] = table.to_csv(index=False, lineterminator="\n").encode()
+    write_files(files)
     return Run(
         report=found,
         outputs=outputs,
         statistics=statistics,
         images=total,
         skipped=dict(loader.skipped),
-        notes=tuple(_notes(loader, statistics)),
+        notes=tuple(notes),
+        written=tuple(files),
+        moved=verdict(found, statistics),
     )
 
 
-def apply_statistics(
-    source: str | Path,
-    statistics: str | Path,
-    out: str | Path,
-    *,
-    arch: str | None = None,
-    force: bool = False,
-) -> Statistics:
-    """Give a checkpoint the statistics of a domain pack, and write the adapted checkpoint.
-
-    Raises:
-        AdaptkitError: a file is missing or broken, the pack belongs to another model, or `out`
-            cannot be written.
-    """
-    source, out = Path(source), Path(out)
-    if out.suffix not in SUFFIXES:
-        raise OutputError(f"Expected an output ending in {', '.join(SUFFIXES)}, got {out}")
-    check_outputs([out], inputs=[source, Path(statistics)], force=force)
-    pack = Statistics.load(statistics)
-    checkpoint = load_checkpoint(source, arch=arch)
-    if pack.base not in (None, checkpoint.fingerprint()):
-        raise CheckpointError(
-            f"{statistics} was made for another model than {source}: a layer's statistics mean "
-            f"nothing under other weights"
-        )
-    adapted = pack.apply(copy.deepcopy(checkpoint.model))
-    record = _record(checkpoint, pack, None) | {"statistics": Path(statistics).name}
-    write_files({out: checkpoint_bytes(out, adapted, like=checkpoint, adapted=record)})
-    return pack
-
-
-def _record(checkpoint: Checkpoint, statistics: Statistics, seed: int | None) -> dict[str, Any]:
-    """Return what an adapted file says of where it comes from."""
-    return {
-        "source": checkpoint.path.name,
-        "sha256": checkpoint.sha256,
-        "samples": statistics.samples,
-        "method": "adabn",
-        "mode": statistics.mode,
-        "seed": seed,
-        "adaptkit": __version__,
-    }
+def _parts(loader: ImageLoader, holdout: float, seed: int) -> tuple[ImageLoader, ImageLoader]:
+    """Return what to adapt to and what to score: the same, or two parts drawn at random."""
+    if not holdout:
+        return loader, loader
+    n = len(loader.listing.paths)
+    kept = min(max(round(holdout * n), 1), n - 1)
+    if n < 2:
+        raise DataError(f"Expected two images or more to hold some out, got {n}")
+    # In another order than the one that the statistics' sample is drawn in.
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1)).tolist()
+    return loader.subset(sorted(order[kept:])), loader.subset(sorted(order[:kept]))
 
 
 def _notes(loader: ImageLoader, statistics: Statistics) -> Iterator[str]:
@@ -302,39 +259,6 @@ def _notes(loader: ImageLoader, statistics: Statistics) -> Iterator[str]:
         yield f"no image passed {', '.join(statistics.unvisited)}, left as they were."
 
 
-def _open_target(
-    checkpoint: Checkpoint, target: Path, batch_size: int, workers: int
-) -> ImageLoader:
-    if checkpoint.transform is None:
-        raise CheckpointError(
-            f"{checkpoint.path} does not say how images are prepared (size, channels, mean, std): "
-            f"save it again with adaptkit.save_checkpoint(..., transform=adaptkit.Transform(...))"
-        )
-    height, width = checkpoint.transform.image_size
-    where = next(checkpoint.model.parameters()).device
-    with torch.no_grad():
-        blank = torch.zeros(1, checkpoint.transform.channels, height, width, device=where)
-        outputs = checkpoint.model(blank)
-    return image_folder(
-        target,
-        transform=checkpoint.transform,
-        classes=checkpoint.classes,
-        outputs=outputs.shape[-1] if isinstance(outputs, torch.Tensor) else None,
-        batch_size=batch_size,
-        workers=workers,
-    )
-
-
-def _refuse_too_many_bad(loader: ImageLoader, skip_bad: bool) -> None:
-    bad, total = loader.skipped, len(loader.listing.paths)
-    if len(bad) > MOST_BAD * total and not skip_bad:
-        name, reason = next(iter(bad.items()))
-        raise DataError(
-            f"{len(bad)} of {total} images cannot be read, the first being {name} ({reason}): "
-            f"repair or remove them, or give --skip-bad"
-        )
-
-
 def _details(
     arguments: dict[str, Any],
     checkpoint: Checkpoint,
@@ -343,16 +267,12 @@ def _details(
     statistics: Statistics,
     before: Evaluation,
     after: Evaluation,
-    clock: _Clock,
+    clock: Clock,
     certificate: Certificate | None,
 ) -> dict[str, Any]:
     """Return what the JSON file says beside the rows."""
     return {
-        "versions": {
-            "adaptkit": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "scikit-learn", "pandas")},
-        },
+        "versions": versions(),
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
         "seed": arguments["seed"],
         "device": str(where),
@@ -377,7 +297,9 @@ def _details(
             "mean": certificate.mean,
             "log_variance": certificate.log_variance,
         },
-        "transductive": "the images that were scored include those that were adapted to",
+        "transductive": None
+        if arguments["holdout"]
+        else "the images that were scored include those that were adapted to",
         "accuracy_interval": {
             "before": before.accuracy_interval,
             "after": after.accuracy_interval,

@@ -1,0 +1,110 @@
+"""What a layer makes of the data: one vector a sample."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adaptkit import norms
+from adaptkit.batches import Forward, call, device_of, to_device
+from adaptkit.errors import DataError
+
+POOLED = "pooled"  # the name of the default layer
+
+
+def features(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    layer: str | None = None,
+    forward: Forward | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> NDArray[np.float32]:
+    """Return a layer's output for each sample, averaged over all dimensions but the first two.
+
+    Args:
+        model: run in eval mode on its own device, and left as it was.
+        loader: any iterable of batches, as for `evaluate`.
+        layer: the name of a module, as in `model.named_modules()`. By default what the last linear
+            layer gets, the pooled features; without one, what the last norm layer gives.
+        forward: called as ``forward(model, batch)``, for batches of any other form.
+        progress: called as ``progress("features", done, None)``.
+
+    Returns:
+        Shape (N, D), float32.
+
+    Raises:
+        DataError: there is no such layer, no batch passes it or one passes it twice, its output is
+            not a tensor of shape (N, D, …), or there is no data.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> net.append(nn.Linear(3, 2))  # doctest: +ELLIPSIS
+    Sequential(...)
+    >>> features(net, [torch.zeros(4, 1, 5, 5)]).shape
+    (4, 3)
+    >>> features(net, [torch.zeros(4, 1, 5, 5)], layer="3").shape
+    (4, 2)
+    """
+    module, takes_input = _chosen(model, layer)
+    where = device_of(model)
+    seen: list[Tensor] = []
+    found: list[NDArray[np.float32]] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(output)
+
+    hook = (
+        module.register_forward_pre_hook(before)
+        if takes_input
+        else module.register_forward_hook(after)
+    )
+    with contextlib.ExitStack() as undo:
+        undo.callback(hook.remove)
+        undo.enter_context(norms.evaluating(model))
+        undo.enter_context(torch.no_grad())
+        for batch in loader:
+            seen.clear()
+            (forward or call)(model, to_device(batch, where))
+            found.append(_vectors(seen, layer or POOLED))
+            if progress:
+                progress("features", sum(map(len, found)), None)
+    if not found:
+        raise DataError("there is no data to take features of: the loader is empty")
+    return np.concatenate(found)
+
+
+def _chosen(model: nn.Module, layer: str | None) -> tuple[nn.Module, bool]:
+    """Return the module, and whether it is its input that counts."""
+    modules = dict(model.named_modules())
+    if layer is not None:
+        if layer not in modules:
+            raise DataError(
+                f"the model has no layer {layer!r}; its last ones are {', '.join([*modules][-4:])}"
+            )
+        return modules[layer], False
+    linear = [m for m in modules.values() if isinstance(m, nn.Linear)]
+    if linear:
+        return linear[-1], True
+    layers = [*norms.norm_layers(model).values()]
+    if layers:
+        return layers[-1], False
+    raise DataError("the model has neither a linear nor a norm layer: name one with layer=")
+
+
+def _vectors(seen: list[Tensor], name: str) -> NDArray[np.float32]:
+    if len(seen) != 1:
+        times = "not at all" if not seen else f"{len(seen)} times"
+        raise DataError(f"a batch passes layer {name!r} {times}, expected once: name another layer")
+    x = seen[0]
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
+        raise DataError(f"Expected layer {name!r} to give a tensor of shape (N, D, ...)")
+    x = x.detach().float()
+    vectors: NDArray[np.float32] = (x.flatten(2).mean(2) if x.ndim > 2 else x).cpu().numpy()
+    return vectors

@@ -1,0 +1,8 @@
+"""The commands' work from files to files; composition only."""
+
+from adaptkit.pipeline.adapt import Run, adapt_folder
+from adaptkit.pipeline.apply import apply_statistics
+from adaptkit.pipeline.common import Outputs
+from adaptkit.pipeline.shift import ShiftRun, shift_folders
+
+__all__ = ["Outputs", "Run", "ShiftRun", "adapt_folder", "apply_statistics", "shift_folders"]

@@ -1,0 +1,146 @@
+"""What the commands' work has in common: outputs, opened folders, what a record says."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptkit import __version__
+from adaptkit.checkpoint import Checkpoint
+from adaptkit.data import ImageLoader, image_folder
+from adaptkit.errors import CheckpointError, DataError, OutputError
+from adaptkit.estimation import Statistics
+
+Progress = Callable[[str, int, int | None], None]
+
+MOST_BAD = 0.1  # of all images, before a run is stopped
+SUFFIXES = (".pt", ".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a run's results go; `checkpoint` is a domain pack with `--stats-only`.
+
+    The confusion matrix is written only where there are labels.
+    """
+
+    checkpoint: Path
+    csv: Path
+    json: Path
+    confusion: Path
+
+    @classmethod
+    def of(
+        cls, source: Path, out: Path | None, report: Path | None, *, pack: bool = False
+    ) -> "Outputs":
+        """Fill in the defaults: beside each other, named after the source, in the current folder.
+
+        Raises:
+            OutputError: a suffix is not one that can be written.
+
+        >>> Outputs.of(Path("models/net.pt"), None, None).csv
+        PosixPath('net-adapted.csv')
+        """
+        suffixes = (".safetensors",) if pack else SUFFIXES
+        default = f"{source.stem}-statistics{suffixes[0]}" if pack else _adapted_name(source)
+        checkpoint = out or Path(default)
+        if checkpoint.suffix not in suffixes:
+            raise OutputError(
+                f"Expected an output ending in {', '.join(suffixes)}, got {checkpoint}: give --out"
+            )
+        csv = report or checkpoint.with_suffix(".csv")
+        if csv.suffix != ".csv":
+            raise OutputError(f"Expected a report ending in .csv, got {csv}")
+        return cls(
+            checkpoint,
+            csv,
+            csv.with_suffix(".json"),
+            csv.with_name(f"{csv.stem}-confusion.csv"),
+        )
+
+
+def _adapted_name(source: Path) -> str:
+    return f"{source.stem}-adapted{source.suffix}"
+
+
+@dataclass
+class Clock:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run's figures depend on."""
+    return {
+        "adaptkit": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "scikit-learn", "pandas")},
+    }
+
+
+def record(checkpoint: Checkpoint, statistics: Statistics, seed: int | None) -> dict[str, Any]:
+    """Return what an adapted file says of where it comes from."""
+    return {
+        "source": checkpoint.path.name,
+        "sha256": checkpoint.sha256,
+        "samples": statistics.samples,
+        "method": "adabn",
+        "mode": statistics.mode,
+        "seed": seed,
+        "adaptkit": __version__,
+    }
+
+
+def open_images(checkpoint: Checkpoint, target: Path, batch_size: int, workers: int) -> ImageLoader:
+    """Open a folder as a checkpoint's model takes images.
+
+    Raises:
+        CheckpointError: the checkpoint does not say how images are prepared.
+        DataError: what is wrong with the folder.
+    """
+    if checkpoint.transform is None:
+        raise CheckpointError(
+            f"{checkpoint.path} does not say how images are prepared (size, channels, mean, std): "
+            f"save it again with adaptkit.save_checkpoint(..., transform=adaptkit.Transform(...))"
+        )
+    height, width = checkpoint.transform.image_size
+    where = next(checkpoint.model.parameters()).device
+    with torch.no_grad():
+        blank = torch.zeros(1, checkpoint.transform.channels, height, width, device=where)
+        outputs = checkpoint.model(blank)
+    return image_folder(
+        target,
+        transform=checkpoint.transform,
+        classes=checkpoint.classes,
+        outputs=outputs.shape[-1] if isinstance(outputs, torch.Tensor) else None,
+        batch_size=batch_size,
+        workers=workers,
+    )
+
+
+def refuse_too_many_bad(loader: ImageLoader, skip_bad: bool) -> None:
+    """Raise DataError if more than a tenth of a loader's images could not be read.
+
+    Call it when the loader has been read through.
+    """
+    bad, total = loader.skipped, len(loader.dataset)  # type: ignore[arg-type]
+    if len(bad) > MOST_BAD * total and not skip_bad:
+        name, reason = next(iter(bad.items()))
+        raise DataError(
+            f"{len(bad)} of {total} images cannot be read, the first being {name} ({reason}): "
+            f"repair or remove them, or give --skip-bad"
+        )

@@ -1,0 +1,262 @@
+"""How far a folder of images lies from what a model was trained on."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from adaptkit.checkpoint import load_checkpoint
+from adaptkit.data import ImageLoader
+from adaptkit.device import resolve_device
+from adaptkit.errors import EstimationError, OutputError
+from adaptkit.estimation import estimate
+from adaptkit.evaluation import Evaluation, evaluate
+from adaptkit.features import POOLED, features
+from adaptkit.files import check_outputs, write_files
+from adaptkit.label_shift import class_shares, difference_of_confidences, thresholded_confidence
+from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
+from adaptkit.pipeline.common import (
+    Clock,
+    Progress,
+    open_images,
+    refuse_too_many_bad,
+    versions,
+)
+from adaptkit.report import Report, Row, feature_rows, input_rows, verdict
+from adaptkit.report.table import error_rows, layer_rows, target_of
+from adaptkit.shift import mmd2
+from adaptkit.shift.images import image_figures
+from adaptkit.transform import Transform
+
+SAMPLES = 1000  # images of each domain; pairwise metrics cost their square
+_SIGNIFICANT = 0.05
+_MOVED_SHARES = 0.1  # total variation from the source's
+
+
+@dataclass(frozen=True)
+class ShiftRun:
+    """What measuring a shift found."""
+
+    report: Report
+    csv: Path
+    json: Path
+    verdict: str
+    notes: tuple[str, ...]
+    skipped: dict[str, str]
+    images: int
+
+
+@dataclass(frozen=True)
+class AgainstSource:
+    """What source data adds to a report: rows, and what has to be said in words."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def shift_folders(
+    model: str | Path,
+    target: str | Path,
+    *,
+    source_data: str | Path | None = None,
+    layer: str | None = None,
+    samples: int = SAMPLES,
+    report: str | Path | None = None,
+    arch: str | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+    seed: int = 0,
+    force: bool = False,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> ShiftRun:
+    """Measure how far `target` lies from a model's own statistics and, if given, from source data.
+
+    Writes a CSV and a JSON report; no model is written. "After" is the model with the target's
+    statistics (plain AdaBN).
+
+    Args:
+        model: a checkpoint file.
+        target: class folders, or a flat or nested folder of images; labels are not used.
+        source_data: images of the domain that the model was trained on; with class folders the
+            target's class shares and accuracy are estimated too.
+        layer: whose features are compared, by default the pooled ones before the last linear layer.
+        samples: how many images of each domain are compared at most, drawn at random.
+        report: the CSV; by default ``<model stem>-shift.csv`` in the current folder.
+        arch: overrides the architecture that the checkpoint names.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: images a batch.
+        workers: processes that decode images; 0 decodes in this one.
+        seed: decides which images are drawn, and everything else that is random.
+        force: replace outputs that exist.
+        skip_bad: go on even if more than a tenth of the images cannot be read.
+        progress: called as ``progress(stage, done, total)``.
+
+    Raises:
+        AdaptkitError: what is wrong with the checkpoint, a folder or the outputs; nothing has been
+            written then.
+    """
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    arguments.pop("progress")
+    clock = Clock()
+    csv = Path(report) if report else Path(f"{Path(model).stem}-shift.csv")
+    if csv.suffix != ".csv":
+        raise OutputError(f"Expected a report ending in .csv, got {csv}")
+    outputs = csv, csv.with_suffix(".json")
+    check_outputs(outputs, inputs=[Path(model)], force=force)
+    where = resolve_device(device)
+    with clock.stage("load"):
+        checkpoint = load_checkpoint(model, arch=arch)
+        net = checkpoint.model.to(where)
+        if not norm_layers(net):
+            raise EstimationError(
+                f"{model} ({checkpoint.arch}) has no layer with data-set statistics: "
+                f"{why_nothing_to_adapt(net)}"
+            )
+        every = open_images(checkpoint, Path(target), batch_size, workers)
+        of_source = source_data and open_images(checkpoint, Path(source_data), batch_size, workers)
+    chosen = drawn(every, samples, seed)
+    with clock.stage("estimate"):
+        statistics = estimate(net, chosen, samples="all", seed=seed, progress=progress)
+    refuse_too_many_bad(chosen, skip_bad)
+    adapted = statistics.apply(copy.deepcopy(net))
+    own, new = ({n: read(m) for n, m in norm_layers(x).items()} for x in (net, adapted))
+    rows = [*layer_rows(own, new, target_of(new, statistics)), *error_rows(statistics)]
+    notes = [every.listing.note] if every.listing.note else []
+    if of_source:
+        with clock.stage("source"):
+            added = against_source(
+                net, adapted, drawn(of_source, samples, seed), chosen, layer, seed, progress
+            )
+        refuse_too_many_bad(of_source, skip_bad)
+        rows += added.rows
+        notes += added.notes
+    transform = checkpoint.transform
+    found = Report(
+        tuple(rows),
+        {
+            "versions": versions(),
+            "arguments": arguments,
+            "seed": seed,
+            "device": str(where),
+            "checkpoint": {"sha256": checkpoint.sha256, "arch": checkpoint.arch},
+            "transform": transform and transform.to_dict(),
+            "samples": {
+                "target": statistics.samples,
+                "source": min(samples, len(of_source.listing.paths)) if of_source else None,
+            },
+            "notes": notes,
+            "skipped": dict(every.skipped) | (dict(of_source.skipped) if of_source else {}),
+            "seconds": clock.seconds,
+        },
+    )
+    said = verdict(found, statistics)
+    texts = found.to_csv(), found.to_json()
+    write_files({path: (text or "").encode() for path, text in zip(outputs, texts, strict=True)})
+    return ShiftRun(
+        found, csv, outputs[1], said, tuple(notes), dict(every.skipped), len(every.listing.paths)
+    )
+
+
+def against_source(
+    model: nn.Module,
+    adapted: nn.Module,
+    source: ImageLoader,
+    target: ImageLoader,
+    layer: str | None,
+    seed: int,
+    progress: Progress | None = None,
+) -> AgainstSource:
+    """Compare source and target images: as they are, and at a layer before and after adapting.
+
+    With labels of the source, the target's class shares and accuracy are estimated as well.
+    """
+    scope = f"feature:{layer or POOLED}"
+    first = features(model, source, layer=layer, progress=progress)
+    before = features(model, target, layer=layer, progress=progress)
+    after = features(adapted, target, layer=layer, progress=progress)
+    rows = [
+        *input_rows(_figures(source, source.transform), _figures(target, target.transform)),
+        *feature_rows(scope, first, before, after, seed=seed),
+    ]
+    notes: list[str] = []
+    at_source = evaluate(model, source)
+    if at_source.labels is not None:
+        on_target = evaluate(model, target), evaluate(adapted, target)
+        rows += _estimates(at_source, *on_target, source.listing.classes)
+        note = _label_shift(at_source, on_target[0], first, before, seed)
+        notes += [note] if note else []
+    return AgainstSource(tuple(rows), tuple(notes))
+
+
+def drawn(loader: ImageLoader, samples: int, seed: int) -> ImageLoader:
+    """Return a loader of at most so many of the images, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(loader.dataset), generator=generator)  # type: ignore[arg-type]
+    return loader.subset(order[:samples].tolist())
+
+
+def _figures(loader: Iterable[object], transform: Transform) -> dict[str, NDArray[np.float64]]:
+    """Return figures of all images, in the unit of the pixels."""
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (transform.mean, transform.std))
+    parts = []
+    for batch in loader:
+        images = batch[0] if isinstance(batch, tuple) else batch
+        assert isinstance(images, torch.Tensor)  # noqa: S101  as ImageLoader yields them
+        parts.append(image_figures(images * std + mean))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _estimates(
+    source: Evaluation, before: Evaluation, after: Evaluation, classes: Iterable[str] | None
+) -> Iterator[Row]:
+    for name, estimate_of in (
+        ("accuracy_atc", thresholded_confidence),
+        ("accuracy_doc", difference_of_confidences),
+    ):
+        first, second = estimate_of(source, before), estimate_of(source, after)
+        yield Row(name, "all", first, second, second - first, n=len(before))
+    names = list(classes or [])
+    shares = class_shares(source, before)
+    for k, share in enumerate(shares):
+        scope = f"class:{names[k] if names else k}"
+        yield Row("estimated_share", scope, float(share), None, None, n=len(before))
+
+
+def _label_shift(
+    source: Evaluation,
+    target: Evaluation,
+    of_source: NDArray[np.float32],
+    of_target: NDArray[np.float32],
+    seed: int,
+) -> str | None:
+    """Say so if drawing the source's images by the target's shares makes the domains alike."""
+    assert source.labels is not None  # noqa: S101  the caller's condition
+    shares = class_shares(source, target)
+    own = np.bincount(source.labels, minlength=len(shares)) / len(source)
+    apart = float(np.abs(shares - own).sum() / 2)
+    if apart < _MOVED_SHARES or not shares.any():
+        return None
+    weights = np.divide(shares, own, out=np.zeros_like(shares), where=own > 0)[source.labels]
+    if not weights.any():
+        return None
+    rows = np.random.default_rng(seed).choice(
+        len(of_source), len(of_source), p=weights / weights.sum()
+    )
+    as_it_is, redrawn = (
+        mmd2(x, of_target, permutations=199, seed=seed).p_value or 0.0
+        for x in (of_source, of_source[rows])
+    )
+    if as_it_is < _SIGNIFICANT <= redrawn:
+        return (
+            f"the target's class shares seem to have moved, not its images: they lie {apart:.0%} "
+            f"from the source's, and source images drawn by them look like the target's "
+            f"(p = {redrawn:.2f}). AdaBN assumes equal shares and may hurt here."
+        )
+    return None

@@ -1,0 +1,69 @@
+"""`adaptkit shift`: how far a folder of images lies from what a model was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="CKPT",
+    help="The trained model: .pt, .pth or .safetensors. Never changed.",
+)
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Images of the new domain. Their labels are not used.",
+)
+@options.source_data
+@click.option(
+    "--layer",
+    metavar="NAME",
+    help="Whose features are compared with the source data's. [default: the pooled "
+    "ones, before the last linear layer]",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=10),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Images of each domain at most, drawn at random. Time grows with the square.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="PATH.csv",
+    help="The figures; a .json lies beside. [default: <model>-shift.csv here]",
+)
+@options.arch
+@options.reading
+@options.force
+@options.seed
+@options.quiet
+def shift(quiet: bool, **arguments: Any) -> None:
+    """Measure how far images lie from what a model was trained on.
+
+    Without source data: layer by layer, from the statistics that the model
+    stores. With it: the images themselves and their features too, by eight
+    metrics, before and after adapting. Writes a CSV and a JSON report.
+
+    \b
+    $ adaptkit shift --model source.pt --target target/ --source-data source/
+    """
+    from .terminal import print_shift, progress
+
+    with progress(quiet=quiet) as report_progress:
+        from adaptkit.pipeline import shift_folders
+
+        run = shift_folders(**arguments, progress=report_progress)
+    if not quiet:
+        print_shift(run)
