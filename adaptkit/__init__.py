@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from adaptkit.checkpoint import save_checkpoint as save_checkpoint
     from adaptkit.data import ImageLoader as ImageLoader
     from adaptkit.data import image_folder as image_folder
+    from adaptkit.dense import DenseEvaluation as DenseEvaluation
+    from adaptkit.dense import evaluate_dense as evaluate_dense
     from adaptkit.errors import AdaptkitError as AdaptkitError
     from adaptkit.errors import CheckpointError as CheckpointError
     from adaptkit.errors import DataError as DataError
@@ -44,6 +46,7 @@ _HOME = {
     "DataError": "errors",
     "DeviceError": "errors",
     "EstimationError": "errors",
+    "DenseEvaluation": "dense",
     "DomainBank": "estimation",
     "Evaluation": "evaluation",
     "ImageLoader": "data",
@@ -58,6 +61,7 @@ _HOME = {
     "compare": "report",
     "estimate": "estimation",
     "evaluate": "evaluation",
+    "evaluate_dense": "dense",
     "image_folder": "data",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",

@@ -146,7 +146,8 @@ def _logits(output: Any) -> Tensor:
         shape = tuple(output.shape) if isinstance(output, Tensor) else describe(output)
         raise DataError(
             f"Expected the model to give logits of shape (N, K) with K classes, got {shape}: "
-            f"pass forward=, a function of model and batch that returns them"
+            f"pass forward=, a function of model and batch that returns them, or use "
+            f"evaluate_dense for segmentation"
         )
     return output
 

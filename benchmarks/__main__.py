@@ -8,6 +8,7 @@ from benchmarks import memory, precision, profile, throughput
 
 NAMES = {
     "throughput": throughput.run,
+    "warm": throughput.run_warm,
     "precision": precision.run,
     "memory": memory.run,
     "profile": profile.run,

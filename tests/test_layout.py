@@ -34,7 +34,9 @@ MAY_IMPORT = {
     "features": {"errors", "batches", "norms"},
     "quality": {"errors", "evaluation"},
     "label_shift": {"errors", "evaluation"},
+    "dense": {"errors", "batches", "norms"},
     "report": {
+        "dense",
         "errors",
         "estimation",
         "evaluation",

@@ -28,7 +28,7 @@ from adaptkit.pipeline.common import (
     versions,
 )
 from adaptkit.report import Report, Row, feature_rows, input_rows, verdict
-from adaptkit.report.table import error_rows, layer_rows, target_of
+from adaptkit.report.layers import error_rows, layer_rows, target_of
 from adaptkit.shift import mmd2
 from adaptkit.shift.images import image_figures
 from adaptkit.transform import Transform
