@@ -1,4 +1,4 @@
-"""How much memory estimation takes: within `memory=`, and constant in a stream.
+"""How much memory estimation and the pairwise metrics take: within their bounds.
 
 `python -m benchmarks.memory CASE N` measures one case once.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.models import densenet121, resnet18, resnet50
 
 from adaptkit import estimate
+from adaptkit.shift import mmd2
 from benchmarks.fresh import in_fresh_process, measured
 from benchmarks.machine import described
 
@@ -30,13 +31,15 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
             rows.append(_row("exact", model, mib))
     for images in (2_000,) if quick else (5_000, 50_000):
         rows.append(_row("stream", "resnet18", images))
+    for images in (2_000,) if quick else (10_000, 50_000):
+        rows.append(_row("mmd2", "2,048 features", images))
     frame = pd.DataFrame(rows)
     return frame.assign(**described()), frame
 
 
 def _row(mode: str, model: str, size: int) -> dict[str, object]:
     found = in_fresh_process("benchmarks.memory", mode, model, size)
-    limit = size if mode == "exact" else 300
+    limit = {"exact": size, "stream": 300, "mmd2": 500}[mode]
     row = {"mode": mode, "model": model, "limit MiB": limit, **found}
     click.echo(str(row), err=True)
     return row
@@ -76,6 +79,15 @@ def stream(name: str, count: int) -> dict[str, float]:
     return {"samples": samples[0], **found}
 
 
+def metric(_: str, count: int) -> dict[str, float]:
+    """Two samples of `count` rows of 2,048 features."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(count, 2048, generator=generator) for _ in range(2))
+    mmd2(x[:100], y[:100])
+    found = measured(lambda: mmd2(x, y))
+    return {"samples": count, **found}
+
+
 if __name__ == "__main__":
-    case = {"exact": exact, "stream": stream}[sys.argv[1]]
+    case = {"exact": exact, "stream": stream, "mmd2": metric}[sys.argv[1]]
     print(json.dumps(case(sys.argv[2], int(sys.argv[3]))))

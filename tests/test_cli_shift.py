@@ -92,6 +92,8 @@ def test_with_source_data_every_metric_is_there_before_and_after(here: Path) -> 
     for metric in ("mmd2_p", "energy_p", "c2st_auc_p", "ks_fraction_p"):
         assert 0 < at.loc[metric, "before"] < 0.05
     assert table.loc[("input_shift", "input:contrast"), "before"] < -2
+    assert table.loc[("input_shift", "input:width"), "p_value"] == 1  # all are 8 pixels wide
+    assert np.isnan(table.loc[("input_shift", "input:width"), "before"])
     assert 0 < table.loc[("accuracy_atc", "all"), "before"] < 1
     shares = table.loc["estimated_share"].before
     assert shares.sum() == pytest.approx(1)

@@ -175,3 +175,11 @@ def test_pixels_are_what_the_transform_says(root: Path) -> None:
     (batch,) = image_folder(root, transform=transform)
     expected = (pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     np.testing.assert_allclose(batch[0].permute(1, 2, 0), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_come_from_the_files(root: Path) -> None:
+    Image.new("RGB", (7, 3)).save(root / "a" / "0.png")
+    (root / "a" / "1.png").write_bytes(b"not an image")
+    loader = image_folder(root, transform=GREY, classes=("a", "b"))
+    assert loader.sizes() == [(7, 3)] + [(4, 4)] * 8
+    assert loader.subset([0]).sizes() == [(7, 3)]

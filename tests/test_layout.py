@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "errors": set(),
     "moments": set(),
+    "layers": {"errors"},
     "models": set(),
     "paired": set(),
     "transform": {"errors"},

@@ -23,3 +23,8 @@ def test_a_stream_takes_the_same_however_long_it_is() -> None:
     found = in_fresh_process("benchmarks.memory", "stream", "resnet18", 5000)
     assert found["samples"] == 5000
     assert found["peak MiB"] <= 300
+
+
+def test_pairwise_metrics_take_little_beyond_their_input() -> None:
+    """The matrix of all pairs would take 512 MiB."""
+    assert in_fresh_process("benchmarks.memory", "mmd2", "2,048 features", 4000)["peak MiB"] <= 150

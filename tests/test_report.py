@@ -15,6 +15,7 @@ from torch import distributions
 
 from adaptkit import DataError, Evaluation, OutputError, compare
 from adaptkit.norms import Stored
+from adaptkit.report import Report, Row
 from adaptkit.shift import symmetric_kl
 
 COLUMNS = ["metric", "scope", "before", "after", "change", "ci_low", "ci_high", "p_value", "n"]
@@ -87,6 +88,14 @@ def test_json_holds_details_and_rows(tmp_path: Path) -> None:
     rows = {row["metric"]: row for row in record["rows"]}
     assert [*rows][:2] == ["accuracy", "balanced_accuracy"]
     assert rows["confidence_mean"]["p_value"] is None  # the confidence did not change at all
+
+
+def test_what_is_not_finite_is_unknown() -> None:
+    report = Report((Row("a", "all", float("nan"), float("inf"), 1.0),))
+    assert report.to_csv() == ",".join(COLUMNS) + "\na,all,,,1.0,,,,\n"
+    text = report.to_json()
+    assert text is not None
+    assert json.loads(text)["rows"][0]["after"] is None
 
 
 def test_without_labels_there_are_no_accuracy_rows() -> None:

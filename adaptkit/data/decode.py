@@ -50,6 +50,20 @@ def decode(path: str | Path) -> Image.Image:
         raise DataError(" ".join(reason.split())[:160]) from None
 
 
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Return an image file's (width, height) in pixels from its header; None if it has none.
+
+    As stored: before any turn that EXIF asks for.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return None
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except Exception:  # noqa: BLE001  Pillow raises anything; `decode` names such files
+        return None
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode.startswith("I"):  # I;16, I;16B, and I, as which older PNG readers give 16 bits

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptkit.data.decode import decode
+from adaptkit.data.decode import decode, image_size
 from adaptkit.data.folder import Listing, list_images
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
@@ -101,9 +101,21 @@ class ImageLoader(DataLoader[_Item]):
                 f"workers (now {self.num_workers}), or a smaller batch size"
             ) from None
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the (width, height) of each image file, from its header alone.
+
+        Those that have none are left out.
+        """
+        paths = [self.listing.root / self.listing.paths[i] for i in self._indices()]
+        return [size for size in map(image_size, paths) if size]
+
+    def _indices(self) -> Sequence[int]:
+        indices: Sequence[int] = self.dataset.indices  # type: ignore[attr-defined]
+        return indices
+
     def subset(self, indices: Sequence[int]) -> "ImageLoader":
         """Return a loader of only these images, in this order; it shares `skipped`."""
-        held = self.dataset.indices  # type: ignore[attr-defined]
+        held = self._indices()
         return ImageLoader(
             self.listing,
             self.transform,

@@ -31,7 +31,6 @@ from adaptkit.report import Report, Row, feature_rows, input_rows, verdict
 from adaptkit.report.layers import error_rows, layer_rows, target_of
 from adaptkit.shift import mmd2
 from adaptkit.shift.images import image_figures
-from adaptkit.transform import Transform
 
 SAMPLES = 1000  # images of each domain; pairwise metrics cost their square
 _SIGNIFICANT = 0.05
@@ -182,7 +181,7 @@ def against_source(
     before = features(model, target, layer=layer, progress=progress)
     after = features(adapted, target, layer=layer, progress=progress)
     rows = [
-        *input_rows(_figures(source, source.transform), _figures(target, target.transform)),
+        *input_rows(_figures(source), _figures(target)),
         *feature_rows(scope, first, before, after, seed=seed),
     ]
     notes: list[str] = []
@@ -202,15 +201,18 @@ def drawn(loader: ImageLoader, samples: int, seed: int) -> ImageLoader:
     return loader.subset(order[:samples].tolist())
 
 
-def _figures(loader: Iterable[object], transform: Transform) -> dict[str, NDArray[np.float64]]:
-    """Return figures of all images, in the unit of the pixels."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (transform.mean, transform.std))
+def _figures(loader: ImageLoader) -> dict[str, NDArray[np.float64]]:
+    """Return figures of all images as the model sees them, in the unit of the pixels, and sizes."""
+    wanted = loader.transform
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (wanted.mean, wanted.std))
     parts = []
     for batch in loader:
         images = batch[0] if isinstance(batch, tuple) else batch
         assert isinstance(images, torch.Tensor)  # noqa: S101  as ImageLoader yields them
         parts.append(image_figures(images * std + mean))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    figures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    sizes = np.array(loader.sizes(), dtype=np.float64).reshape(-1, 2)
+    return figures | {"width": sizes[:, 0], "height": sizes[:, 1]}
 
 
 def _estimates(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Report:
 
     def to_frame(self) -> pd.DataFrame:
         """Return a DataFrame with the columns of schema 1; an unknown is missing."""
-        frame = pd.DataFrame([asdict(row) for row in self.rows], columns=list(Row.__annotations__))
+        frame = pd.DataFrame([_known(row) for row in self.rows], columns=list(Row.__annotations__))
         return frame.astype({"n": "Int64"} | dict.fromkeys(_NUMBERS, "float64"))
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
@@ -67,12 +68,20 @@ class Report:
         Raises:
             OutputError: `path` cannot be written.
         """
-        record = {"schema": SCHEMA, **self.details, "rows": [asdict(row) for row in self.rows]}
+        record = {"schema": SCHEMA, **self.details, "rows": [_known(row) for row in self.rows]}
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if path is None:
             return text
         write_files({Path(path): text.encode()})
         return None
+
+
+def _known(row: Row) -> dict[str, Any]:
+    """Return a row's fields; a figure that is not finite is unknown."""
+    return {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in asdict(row).items()
+    }
 
 
 _NUMBERS = ("before", "after", "change", "ci_low", "ci_high", "p_value")
