@@ -40,9 +40,14 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         found = in_fresh_process("benchmarks.profile", method, images)
         rows += [{"method": method, "part": k, "seconds": v} for k, v in found.items()]
     frame = pd.DataFrame(rows)
+    frame = frame.assign(case="resnet50 224px", images=images, **described())
+    return frame, summary(frame)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return seconds by part and method."""
     table = frame.pivot_table(index="part", columns="method", values="seconds", sort=False)
-    described_frame = frame.assign(case="resnet50 224px", images=images, **described())
-    return described_frame, table.fillna(0).reset_index()
+    return table.fillna(0).round(2).reset_index()
 
 
 def one(method: str, images: int) -> dict[str, float]:

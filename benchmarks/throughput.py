@@ -61,7 +61,7 @@ def _run(methods: tuple[str, ...], quick: bool) -> tuple[pd.DataFrame, pd.DataFr
     frame = pd.DataFrame(rows).assign(
         case="resnet50 224px", images=images, batch=BATCH, **described()
     )
-    return frame, _summary(frame)
+    return frame, summary(frame)
 
 
 def one(method: str, images: int) -> dict[str, float]:
@@ -93,7 +93,7 @@ def _work(method: str, model: torch.nn.Module, batches: list[torch.Tensor]) -> C
     return lambda: estimate(model, batches, samples="all")  # in the autocast around it
 
 
-def _summary(frame: pd.DataFrame) -> pd.DataFrame:
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Medians over rounds: seconds, and speed relative to update_bn."""
     medians = frame.groupby("method", sort=False)[["seconds", "peak MiB"]].median()
     seconds = medians["seconds"]

@@ -83,6 +83,7 @@ class ImageLoader(DataLoader[_Item]):
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),  # so that copies to the GPU need not wait
             generator=torch.Generator(),  # so that the global one is left alone
         )
 
