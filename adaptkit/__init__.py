@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adaptkit.errors import DataError as DataError
     from adaptkit.errors import DeviceError as DeviceError
     from adaptkit.errors import EstimationError as EstimationError
+    from adaptkit.errors import ModelError as ModelError
     from adaptkit.errors import OutputError as OutputError
     from adaptkit.estimation import Certificate as Certificate
     from adaptkit.estimation import DomainBank as DomainBank
@@ -50,6 +51,7 @@ _HOME = {
     "DomainBank": "estimation",
     "Evaluation": "evaluation",
     "ImageLoader": "data",
+    "ModelError": "errors",
     "Moments": "moments",
     "OnlineAdapter": "estimation",
     "OutputError": "errors",

@@ -23,3 +23,11 @@ class DeviceError(AdaptkitError):
 
 class OutputError(AdaptkitError):
     """A result cannot be written where it was asked for."""
+
+
+class ModelError(AdaptkitError):
+    """A model is not of a form that can be converted or measured as was asked."""
+
+
+class DependencyError(AdaptkitError):
+    """A package that only some of adaptkit needs is not installed."""

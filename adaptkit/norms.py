@@ -97,6 +97,15 @@ def norm_layers(model: nn.Module, select: Select = None) -> dict[str, nn.Module]
         for name, module in unwrap(model).named_modules()
         if isinstance(module, kinds) and getattr(module, "running_mean", None) is not None
     }
+    return selected(layers, select)
+
+
+def selected(layers: dict[str, nn.Module], select: Select) -> dict[str, nn.Module]:
+    """Return those of some named norm layers that a `layers=` argument chooses.
+
+    Raises:
+        EstimationError: a name or glob matches none of them.
+    """
     if select is None:
         return layers
     if callable(select):

@@ -28,7 +28,7 @@ def _memory(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _precision(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.loc[:, :"images"]  # type: ignore[misc]
+    return frame.loc[:, :"images"]
 
 
 TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {

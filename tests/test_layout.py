@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "errors": set(),
     "moments": set(),
-    "layers": {"errors"},
+    "layers": {"errors", "norms"},
     "models": set(),
     "paired": set(),
     "transform": {"errors"},
