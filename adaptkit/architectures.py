@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from adaptkit import models
 from adaptkit.errors import CheckpointError
 from adaptkit.transform import Transform
 
-OWN: dict[str, Callable[..., nn.Module]] = {"small_cnn": models.SmallCNN}
+OWN: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    "adaptkit": {"small_cnn": models.SmallCNN},
+    "ibn": models.IBN_NETS,
+}
 _DEFAULT_CLASSES = 1000  # of every torchvision classification model
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 # What constructors raise on arguments that they do not check.
@@ -38,7 +41,8 @@ def build(
     """Return the model that `spec` names, with fresh weights, in eval mode on the CPU.
 
     Args:
-        spec: "adaptkit:NAME" or "torchvision:NAME" (classification models).
+        spec: "adaptkit:NAME", "ibn:NAME" (of `models.IBN_NETS`, such as "ibn:resnet50_ibn_a") or
+            "torchvision:NAME" (classification models).
         kwargs: for the model's constructor.
         state_dict: its shapes say what `kwargs` does not: the number of classes, and for
             adaptkit:small_cnn all arguments.
@@ -63,12 +67,16 @@ def build(
 
 
 def default_transform(spec: str) -> Transform | None:
-    """Return the evaluation transform published with a torchvision model's weights, or None.
+    """Return the evaluation transform published with a model's weights, or None.
+
+    For an IBN-Net it is resize 256, crop 224 and ImageNet's mean and standard deviation.
 
     >>> default_transform("torchvision:resnet18").image_size
     (224, 224)
     """
     kind, _, name = spec.partition(":")
+    if kind == "ibn":
+        return Transform(image_size=(224, 224), resize="crop", resize_size=256)
     if kind != "torchvision":
         return None
     published = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
@@ -84,17 +92,18 @@ def default_transform(spec: str) -> Transform | None:
 
 def _constructor(spec: str) -> Callable[..., nn.Module]:
     kind, _, name = spec.partition(":")
-    if kind == "adaptkit" and name in OWN:
-        return OWN[name]
-    known = torchvision.models.list_models(module=torchvision.models)
-    if kind == "torchvision" and name in known:
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    if kind == "torchvision" and name in theirs:
         return _torchvision(name)
-    names = {n: f"torchvision:{n}" for n in known} if kind != "adaptkit" else {}
-    names |= {n: f"adaptkit:{n}" for n in OWN} if kind != "torchvision" else {}
+    if name in OWN.get(kind, {}):
+        return OWN[kind][name]
+    known: dict[str, Iterable[str]] = {"torchvision": theirs, **OWN}
+    kinds = [kind] if kind in known else known
+    names = {n: f"{k}:{n}" for k in kinds for n in known[k]}
     close = difflib.get_close_matches(name or kind, names, n=3)
     likely = " or ".join(names[n] for n in close) or next(iter(names.values()))
     raise CheckpointError(
-        f"unknown architecture {spec!r}: expected adaptkit:NAME or torchvision:NAME; "
+        f"unknown architecture {spec!r}: expected adaptkit:NAME, ibn:NAME or torchvision:NAME; "
         f"did you mean {likely}?"
     )
 

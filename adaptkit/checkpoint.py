@@ -16,17 +16,21 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from adaptkit import __version__, norms
 from adaptkit.architectures import build, default_transform
 from adaptkit.errors import AdaptkitError, CheckpointError, OutputError
 from adaptkit.files import check_outputs, write_files
+from adaptkit.layers.adain import Style
 from adaptkit.transform import Transform
 
 FORMAT = "adaptkit/1"
 SUFFIXES = (".pt", ".pth", ".safetensors")
 _METADATA = "safetensors_metadata"  # where `header` keeps what others wrote into a safetensors one
+_TRAINING = "training"  # where `header` keeps what a training script wrote beside a state dict
 _NAMED = 3  # keys that an error lists of each kind
+_PARALLEL = "module."  # what stands before every key of a model saved inside DataParallel
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Checkpoint:
         classes: the outputs' names, or None where the file does not say.
         transform: from an image to the model's input, or None where that is not known.
         state_dict: the tensors as found, with their own dtypes.
-        header: everything else in the file; without "format" it was a plain state dict.
+        header: everything else in the file; without "format" it was a plain state dict, or, with
+            "training", one under "state_dict" with those fields beside it, none of them read.
     """
 
     path: Path
@@ -69,12 +74,21 @@ class Checkpoint:
         """Where the statistics come from, if the file was adapted; else None."""
         return self.header.get("adapted")
 
+    @property
+    def style(self) -> Style | None:
+        """The channel statistics of the images that the model was trained on, if stored."""
+        stored = self.header.get("style")
+        if stored is None:
+            return None
+        return Style(torch.tensor(stored["mean"]), torch.tensor(stored["std"]))
+
 
 def load_checkpoint(path: str | Path, *, arch: str | None = None) -> Checkpoint:
     """Read a checkpoint and build its model. No code in the file runs.
 
     Args:
-        path: .pt, .pth or .safetensors: a dict of format adaptkit/1, or a plain state dict.
+        path: .pt, .pth or .safetensors: a dict of format adaptkit/1, a plain state dict, or a dict
+            with one under "state_dict". Keys may begin with DataParallel's "module.".
         arch: such as "torchvision:resnet18"; overrides what the file says.
 
     Raises:
@@ -98,8 +112,9 @@ def load_checkpoint(path: str | Path, *, arch: str | None = None) -> Checkpoint:
             f"as in torchvision:resnet18"
         )
     kwargs = {} if arch and arch != header.get("arch") else dict(header.get("arch_kwargs") or {})
-    model = build(spec, kwargs, state_dict)
-    _load_weights(path, spec, model, state_dict)
+    named = _without_prefix(state_dict)
+    model = build(spec, kwargs, named)
+    _load_weights(path, spec, model, named)
     _check_statistics(path, model)
     classes, transform = header.get("classes"), header.get("transform")
     return Checkpoint(
@@ -124,6 +139,7 @@ def save_checkpoint(
     arch_kwargs: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     transform: Transform | None = None,
+    style: Style | None = None,
     adapted: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
@@ -140,6 +156,8 @@ def save_checkpoint(
         arch_kwargs: for the architecture's constructor.
         classes: the outputs' names in order.
         transform: from an image to the model's input.
+        style: of the images that the model was trained on, in units of [0, 1]; what `--method
+            adain` restyles others to. Without `like`.
         adapted: a record of where the statistics come from; by default it names `like`.
         force: replace a file that exists.
 
@@ -153,6 +171,8 @@ def save_checkpoint(
     check_outputs([path], inputs=[like.path] if like else [], force=force)
     if like is None:
         header, state_dict = _new_header(model, arch, arch_kwargs, classes, transform)
+        if style is not None:
+            header["style"] = {"mean": style.mean.tolist(), "std": style.std.tolist()}
     else:
         header, state_dict = like.header, _changed(like, model)
         adapted = adapted or {
@@ -167,10 +187,20 @@ def save_checkpoint(
 
 
 def checkpoint_bytes(
-    path: Path, model: nn.Module, *, like: Checkpoint, adapted: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    *,
+    like: Checkpoint,
+    adapted: Mapping[str, Any],
+    transform: Transform | None = None,
 ) -> bytes:
-    """Return what `save_checkpoint` would write to `path`, for writing with other files at once."""
+    """Return what `save_checkpoint` would write to `path`, for writing with other files at once.
+
+    `transform` is one to record in place of that of `like`.
+    """
     header = {**like.header, "adapted": _as_json("adapted", adapted)}
+    if transform is not None:
+        header["transform"] = transform.to_dict()
     return _serialised(path, header, _changed(like, model))
 
 
@@ -212,6 +242,10 @@ def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tenso
         _check_header(path, loaded)
         state_dict = loaded["state_dict"]
         header = {k: v for k, v in loaded.items() if k not in ("state_dict", _METADATA)} | keep
+    elif isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        state_dict = loaded.pop("state_dict")
+        header = _said(loaded)
+        header[_TRAINING] = {k: v for k, v in loaded.items() if k not in header}
     else:
         state_dict = loaded
         header = _provenance(loaded)
@@ -255,6 +289,7 @@ def _check_header(path: Path, loaded: dict[str, Any]) -> None:
         "classes": (list, tuple),
         "transform": (dict,),
         "adapted": (dict,),
+        "style": (dict,),
     }
     for name, types in expected.items():
         value = loaded.get(name)
@@ -264,13 +299,36 @@ def _check_header(path: Path, loaded: dict[str, Any]) -> None:
             )
     if not all(isinstance(name, str) for name in loaded.get("classes") or ()):
         raise CheckpointError(f"{path}: expected 'classes' to be a list of names")
+    _check_style(path, loaded.get("style"))
+
+
+def _check_style(path: Path, style: Any) -> None:
+    if style is None:
+        return
+    try:
+        Style(*(torch.tensor(style[name], dtype=torch.float32) for name in ("mean", "std")))
+    except (KeyError, TypeError, ValueError, RuntimeError, AdaptkitError):
+        raise CheckpointError(
+            f"{path}: expected 'style' to hold 'mean' and 'std', a number for each channel"
+        ) from None
 
 
 def _provenance(loaded: Any) -> dict[str, Any]:
     """Return what an adapted plain state dict says of itself, where torch keeps its metadata."""
     metadata = getattr(loaded, "_metadata", None)
     record = metadata.get("adaptkit") if isinstance(metadata, dict) else None
-    return {"adapted": record} if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    return _said({"adapted": {k: v for k, v in record.items() if k != "transform"}, **record})
+
+
+def _said(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that adapting adds to a file; a transform of others' is not ours to read."""
+    adapted, transform = record.get("adapted"), record.get("transform")
+    if not isinstance(adapted, dict):
+        return {}
+    restyled = adapted.get("method") == "adain" and isinstance(transform, dict)
+    return {"adapted": adapted, "transform": transform} if restyled else {"adapted": adapted}
 
 
 def _check_tensors(path: Path, state_dict: Any) -> None:
@@ -298,9 +356,34 @@ def _transform(path: Path, fields: dict[str, Any]) -> Transform:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def _without_prefix(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names that the model has for them, in the same order."""
+    if not all(key.startswith(_PARALLEL) for key in found):
+        return found
+    return {key.removeprefix(_PARALLEL): value for key, value in found.items()}
+
+
+def _unused(model: nn.Module, found: Mapping[str, Tensor]) -> set[str]:
+    """Return the keys of a file of torch 0.3 for what InstanceNorm stored then without using it.
+
+    That such a file is older than torch 0.4.1 shows in its having no `num_batches_tracked`. In a
+    later one these keys are of an InstanceNorm that uses them, and do not fit one that does not.
+    """
+    if any(key.endswith("num_batches_tracked") for key in found):
+        return set()
+    return set(found) & {
+        f"{name}.{buffer}"
+        for name in norms.without_statistics(model)
+        if isinstance(model.get_submodule(name), _InstanceNorm)
+        for buffer in ("running_mean", "running_var")
+    }
+
+
 def _load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, Tensor]) -> None:
-    """Load strictly, but for `num_batches_tracked`, which old files lack and inference ignores."""
+    """Load strictly, but for what old files lack or add, none of which inference uses."""
     own = model.state_dict()
+    unused = _unused(model, found)
+    found = {k: v for k, v in found.items() if k not in unused} if unused else found
     misfits = {
         "missing": [k for k in own if k not in found and not k.endswith("num_batches_tracked")],
         "unexpected": [k for k in found if k not in own],
@@ -365,10 +448,15 @@ def _new_header(
 
 def _changed(like: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
     """Take over the source's tensors, and of the model's those that differ, in the stored dtype."""
-    current = norms.unwrap(model).state_dict()
+    model = norms.unwrap(model)
+    current = model.state_dict()
     merged = copy.copy(like.state_dict)  # with the attribute in which torch keeps versions
-    for key, stored in like.state_dict.items():
-        new = current.get(key)
+    named = _without_prefix(like.state_dict)
+    unused = _unused(model, named)
+    for key, name in zip(like.state_dict, named, strict=True):
+        if name in unused:
+            continue
+        stored, new = like.state_dict[key], current.get(name)
         if new is None or new.shape != stored.shape:
             raise CheckpointError(f"the model is not of {like.path}'s form: '{key}' does not fit")
         new = new.detach().cpu()
@@ -418,12 +506,14 @@ def _serialised(path: Path, header: Mapping[str, Any], state_dict: dict[str, Ten
             ) from None
         tensors = {k: v.clone().contiguous() for k, v in state_dict.items()}  # no shared memory
         return safetensors.torch.save(tensors, {"format": "pt", **metadata, "adaptkit": record})
-    content: Any = {**header, "state_dict": state_dict}
-    if "format" not in header:
+    beside = {} if "format" in header else header.pop(_TRAINING, None)
+    content: Any = {**(beside or {}), **header, "state_dict": state_dict}
+    if beside is None:
         content = OrderedDict(state_dict)
         content._metadata = OrderedDict(getattr(state_dict, "_metadata", {}))
         if header.get("adapted"):
-            content._metadata["adaptkit"] = header["adapted"]
+            restyled = {k: header[k] for k in ("transform",) if k in header}
+            content._metadata["adaptkit"] = {**header["adapted"], **restyled}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()

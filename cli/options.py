@@ -55,7 +55,8 @@ def arch(function: F) -> F:
     return click.option(
         "--arch",
         metavar="SPEC",
-        help="For a file that does not name its architecture: torchvision:resnet18.",
+        help="For a file that does not name its architecture: torchvision:resnet18, "
+        "ibn:resnet50_ibn_a.",
     )(function)
 
 

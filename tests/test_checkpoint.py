@@ -235,6 +235,42 @@ def test_fields_that_are_not_ours_survive(here: Path) -> None:
     assert torch.load("out.pt", weights_only=True)["epoch"] == 12
 
 
+def test_what_training_wrote_comes_back_in_its_form(here: Path, net: SmallCNN) -> None:
+    """A dict around the state dict, as training scripts write it, with DataParallel's prefix."""
+    beside = {"epoch": 9, "arch": "resnet50", "classes": 3, "optimizer": {"buf": torch.ones(2)}}
+    state = {f"module.{k}": v for k, v in net.state_dict().items()}
+    torch.save({**beside, "state_dict": state}, "trained.tar")
+    fails("trained.tar", r"does not say which architecture.*--arch")  # "arch" is not of our naming
+    read = load_checkpoint("trained.tar", arch="adaptkit:small_cnn")
+    assert torch.equal(read.model(X), net(X))
+    assert (read.classes, read.adapted) == (None, None)
+    save_checkpoint("out.pt", adapt(read.model, [X]), like=read, adapted={"samples": 16})
+    found = torch.load("out.pt", weights_only=True)
+    assert torch.equal(found.pop("optimizer")["buf"], torch.ones(2))
+    assert list(found.pop("state_dict")) == list(state)
+    assert found == {"epoch": 9, "arch": "resnet50", "classes": 3, "adapted": {"samples": 16}}
+    assert load_checkpoint("out.pt", arch="adaptkit:small_cnn").adapted == {"samples": 16}
+    with pytest.raises(OutputError, match=r"holds only JSON \(.*\): choose a name ending in \.pt"):
+        save_checkpoint("out.safetensors", read.model, like=read)
+
+
+def test_what_training_wrote_goes_through_safetensors(here: Path, net: SmallCNN) -> None:
+    torch.save({"epoch": 9, "state_dict": net.state_dict()}, "trained.pt")
+    first = load_checkpoint("trained.pt", arch="adaptkit:small_cnn")
+    save_checkpoint("one.safetensors", first.model, like=first)
+    second = load_checkpoint("one.safetensors", arch="adaptkit:small_cnn")
+    save_checkpoint("two.pt", second.model, like=second)
+    found = torch.load("two.pt", weights_only=True)
+    assert found["epoch"] == 9
+    assert found["state_dict"].keys() == net.state_dict().keys()
+
+
+def test_a_prefix_that_not_all_keys_have_is_part_of_the_names(here: Path, net: SmallCNN) -> None:
+    state = {f"module.{k}" if "9" not in k else k: v for k, v in net.state_dict().items()}
+    torch.save(state, "mixed.pt")
+    fails("mixed.pt", r"unexpected \(module\.features\.0", arch="adaptkit:small_cnn")
+
+
 @pytest.mark.parametrize(
     "name", ["vgg11_bn", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"]
 )
@@ -381,7 +417,7 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
         ({"arch": None}, "does not say which architecture"),
         ({"arch": 3}, "expected 'arch' to be a str, got int"),
         ({"arch": "adaptkit:small_cn"}, r"unknown architecture.*did you mean adaptkit:small_cnn\?"),
-        ({"arch": "timmy:x"}, r"expected adaptkit:NAME or torchvision:NAME"),
+        ({"arch": "timmy:x"}, r"expected adaptkit:NAME, ibn:NAME or torchvision:NAME"),
         ({"arch": "torchvision:resnet81"}, "did you mean torchvision:resnet"),
         ({"arch_kwargs": [1]}, "expected 'arch_kwargs' to be a dict"),
         ({"arch_kwargs": {"depth": 3}}, "does not take {'depth': 3}"),

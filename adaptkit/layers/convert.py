@@ -17,7 +17,7 @@ from adaptkit import norms
 from adaptkit.errors import ModelError
 from adaptkit.layers.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, _BatchRenorm
 from adaptkit.layers.conversion import Conversion
-from adaptkit.layers.ibn import IBN
+from adaptkit.layers.ibn import IBN, GuardedInstanceNorm2d
 
 _BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _RENORM = {1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d}
@@ -186,7 +186,7 @@ def _read(name: str, layer: nn.Module) -> _Found:
 def does_more(layer: nn.Module) -> bool:
     """Whether a norm layer is of a class whose forward is its own, and not in timm's form."""
     forwards = {nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward}
-    forwards |= {_BatchRenorm.forward, nn.InstanceNorm1d.forward}
+    forwards |= {_BatchRenorm.forward, nn.InstanceNorm1d.forward, GuardedInstanceNorm2d.forward}
     return type(layer).forward not in forwards and not _activation(layer)
 
 
