@@ -15,6 +15,7 @@ from torch import nn
 
 from adaptkit.checkpoint import save_checkpoint
 from adaptkit.errors import OutputError
+from adaptkit.layers import Style
 from adaptkit.models import SmallCNN
 from adaptkit.pipeline import Outputs, Run, adapt_folder
 from adaptkit.pipeline.common import Progress
@@ -78,6 +79,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, progress: Progress | None = N
         arch_kwargs={"in_channels": 1, "num_classes": 10},
         classes=[str(name) for name in digits.target_names],
         transform=TRANSFORM,
+        style=Style.of(torch.from_numpy(images[:TRAINED_ON, None])),
         force=True,
     )
     for name, shift in SHIFTS.items():

@@ -1,7 +1,7 @@
 """From a decoded image to the normalised tensor that a model was trained on."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from adaptkit.errors import AdaptkitError, DataError
+from adaptkit.layers.adain import Style, restyle
 
 _RESIZE_MODES = ("stretch", "crop")
 _MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
@@ -19,6 +20,9 @@ _MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
 class Transform:
     """Resize, scale to [0, 1], then normalise: ``y[c] = (x[c] / 255 - mean[c]) / std[c]``.
 
+    With a style, each image's channels get its means and standard deviations before they are
+    normalised (`adaptkit.layers.restyle`), as an adaptation that looks at one image at a time.
+
     Args:
         image_size: (height, width) in pixels of what the model sees.
         channels: 1 (grey) or 3 (RGB).
@@ -27,6 +31,8 @@ class Transform:
         resize: "stretch" resizes straight to `image_size`, whatever the aspect ratio; "crop"
             resizes the shorter side to `resize_size`, then takes the centre.
         resize_size: pixels, for "crop" only; by default the larger side of `image_size` / 0.875.
+        style_mean: one per channel, in units of [0, 1]; None, like `style_std`, for no style.
+        style_std: one per channel, in units of [0, 1], positive.
 
     Raises:
         AdaptkitError: a field is out of its range.
@@ -43,6 +49,8 @@ class Transform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     resize: str = "stretch"
     resize_size: int | None = None
+    style_mean: tuple[float, ...] | None = None
+    style_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         sizes = (*self.image_size, 1 if self.resize_size is None else self.resize_size)
@@ -65,10 +73,36 @@ class Transform:
             )
         if not all(s > 0 for s in self.std):
             raise AdaptkitError(f"transform: std must be positive, got {self.std}")
+        self._check_style()
         if self.resize not in _RESIZE_MODES:
             raise AdaptkitError(
                 f"transform: resize must be one of {', '.join(_RESIZE_MODES)}, got {self.resize!r}"
             )
+
+    def _check_style(self) -> None:
+        given = [v for v in (self.style_mean, self.style_std) if v is not None]
+        numbers = [s for values in given for s in values if isinstance(s, (int, float))]
+        if (
+            len(given) not in (0, 2)
+            or len(numbers) != self.channels * len(given)
+            or not all(isfinite(s) for s in numbers)
+            or any(s <= 0 for s in self.style_std or ())
+        ):
+            raise AdaptkitError(
+                f"transform: style_mean and style_std need one number for each of {self.channels} "
+                f"channels, the latter positive, got {self.style_mean} and {self.style_std}"
+            )
+
+    def towards(self, style: Style) -> "Transform":
+        """Return the same transform with a style, given in units of [0, 1].
+
+        >>> style = Style(torch.tensor([0.3]), torch.tensor([0.1]))
+        >>> grey = Transform(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
+        >>> round(grey.towards(style)(Image.new("L", (8, 8), "white")).mean().item(), 3)
+        -0.4
+        """
+        mean, std = (tuple(round(v, 6) for v in t.tolist()) for t in (style.mean, style.std))
+        return replace(self, style_mean=mean, style_std=std)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Turn an image into a float32 tensor of shape (channels, height, width).
@@ -93,12 +127,16 @@ class Transform:
             image = tv.resize(image, [shorter])
             image = tv.center_crop(image, [height, width])
         x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
+        if self.style_mean is not None and self.style_std is not None:
+            style = Style(torch.tensor(self.style_mean), torch.tensor(self.style_std))
+            x = restyle(x[None], style)[0]
         y: torch.Tensor = tv.normalize(x, list(self.mean), list(self.std))
         return y
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers, as a checkpoint stores them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return plain lists and numbers, as a checkpoint stores them; no style is left out."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in values.items() if v is not None or not k.startswith("style")}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Transform":

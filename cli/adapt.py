@@ -35,6 +35,14 @@ from . import options
     metavar="PATH.csv",
     help="The figures; a .json lies beside. [default: named after --out]",
 )
+@click.option(
+    "--method",
+    type=click.Choice(["adabn", "adain"]),
+    default="adabn",
+    show_default=True,
+    help="adain restyles each image by itself to the source's channel means and "
+    "deviations: for mixed domains, single images, models without BatchNorm.",
+)
 @options.arch
 @click.option(
     "--samples",
@@ -112,7 +120,10 @@ from . import options
 @options.seed
 @options.quiet
 def adapt(quiet: bool, **arguments: Any) -> None:
-    """Re-estimate a model's normalisation statistics on unlabelled images (AdaBN).
+    """Adapt a trained model to unlabelled images of a new domain.
+
+    Re-estimates its normalisation statistics on them (AdaBN), or restyles them to
+    the source's (--method adain).
 
     Writes the adapted model, a CSV and a JSON report. With class folders the
     accuracy before and after is measured too; labels are used for nothing else.

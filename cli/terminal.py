@@ -72,12 +72,17 @@ def print_run(run: "Run") -> None:
     """Print what a run did: how, the table, what was left out, and what was written."""
     out = console()
     statistics = run.statistics
-    chosen = f"{statistics.samples:,} of {run.images:,} images"
-    out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
+    restyled = run.report.details["method"] == "adain"
+    if statistics is None or restyled:
+        out.print(f"Restyled {run.images:,} images to the source's, one by one (AdaIN)")
+    else:
+        chosen = f"{statistics.samples:,} of {run.images:,} images"
+        out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
     for note in run.notes:
         out.print(f"Note: {note}")
-    errors = [e for e in statistics.errors().values() if e < float("inf")]
-    if errors:
+    errors = [] if statistics is None else statistics.errors().values()
+    errors = [e for e in errors if e < float("inf")]
+    if errors and not restyled:
         out.print(f"Largest standard error of a layer's statistics: {max(errors):.1%}")
     certificate = run.report.row("certificate")
     if certificate is not None and certificate.after is not None:
@@ -233,6 +238,8 @@ def verdict(report: "Report") -> str:
         said = f"The accuracy rose by {points} (n = {accuracy.n:,})."
     else:
         said = f"The accuracy fell by {points} (n = {accuracy.n:,}): keep the source model."
+    if report.details.get("method") == "adain":
+        return f"\n{said}\nEach image was restyled by itself; the weights are the source's."
     if report.details.get("transductive") is None:
         return f"\n{said}\nThe scored images are not among those that were adapted to."
     return (

@@ -102,6 +102,17 @@ class ImageLoader(DataLoader[_Item]):
                 f"workers (now {self.num_workers}), or a smaller batch size"
             ) from None
 
+    def prepared_by(self, transform: Transform) -> "ImageLoader":
+        """Return a loader of the same images through another transform; it shares `skipped`."""
+        return ImageLoader(
+            self.listing,
+            transform,
+            indices=self._indices(),
+            batch_size=self.batch_size or 1,
+            workers=self.num_workers,
+            skipped=self.skipped,
+        )
+
     def sizes(self) -> list[tuple[int, int]]:
         """Return the (width, height) of each image file, from its header alone.
 

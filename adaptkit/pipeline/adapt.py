@@ -1,6 +1,5 @@
 """The main job from files to files; composition only."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ import torch
 from adaptkit.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
-from adaptkit.errors import DataError, EstimationError
-from adaptkit.estimation import Certificate, Statistics, estimate
+from adaptkit.errors import DataError
+from adaptkit.estimation import Certificate, Statistics
 from adaptkit.estimation import certify as certified
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.statistics import as_fields
 from adaptkit.evaluation import Evaluation, evaluate
 from adaptkit.files import check_outputs, write_files
-from adaptkit.norms import norm_layers, why_nothing_to_adapt
+from adaptkit.layers import Style
 from adaptkit.pipeline.common import (
     Clock,
     Outputs,
@@ -28,7 +27,15 @@ from adaptkit.pipeline.common import (
     refuse_too_many_bad,
     versions,
 )
-from adaptkit.pipeline.shift import SAMPLES, against_source, drawn
+from adaptkit.pipeline.methods import (
+    Adapted,
+    adabn,
+    adain,
+    check_layers,
+    check_method,
+    without_layers,
+)
+from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels
 from adaptkit.quality import confusion
 from adaptkit.report import Report, Row, compare, verdict
 
@@ -39,7 +46,7 @@ class Run:
 
     report: Report
     outputs: Outputs
-    statistics: Statistics
+    statistics: Statistics | None  # of the target, where the model has layers that store some
     images: int
     skipped: dict[str, str]
     notes: tuple[str, ...]
@@ -53,6 +60,7 @@ def adapt_folder(
     *,
     out: str | Path | None = None,
     report: str | Path | None = None,
+    method: Literal["adabn", "adain"] = "adabn",
     arch: str | None = None,
     device: str = "auto",
     batch_size: int = 64,
@@ -84,6 +92,12 @@ def adapt_folder(
         out: the adapted checkpoint; by default ``<source stem>-adapted<suffix>`` in the current
             folder.
         report: the CSV; by default beside `out`. The JSON lies beside the CSV.
+        method: "adabn" gives the model the target's normalisation statistics. "adain" leaves it
+            and restyles each image by itself to the source's channel means and standard deviations
+            (`adaptkit.layers.restyle`), through the checkpoint's transform: for mixed domains,
+            single images, and models without BatchNorm. The source's style is that of
+            `source_data`, else what the checkpoint stores, else the transform's mean and std. The
+            options from `mode` to `holdout` are adabn's.
         arch: overrides the architecture that the checkpoint names.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch; it does not change the statistics.
@@ -110,6 +124,7 @@ def adapt_folder(
             been written then.
     """
     arguments = {k: v for k, v in locals().items() if k != "progress"}
+    check_method(method, arguments)
     clock = Clock()
     outputs = Outputs.of(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only
@@ -125,52 +140,55 @@ def adapt_folder(
     with clock.stage("load"):
         checkpoint = load_checkpoint(source, arch=arch)
         model = checkpoint.model.to(where)
-        if not norm_layers(model):
-            raise EstimationError(
-                f"{source} ({checkpoint.arch}) has no layer with data-set statistics to adapt: "
-                f"{why_nothing_to_adapt(model)}"
-            )
+        if method == "adabn":
+            check_layers(checkpoint)
         loader = open_images(checkpoint, Path(target), batch_size, workers)
         of_source = source_data and open_images(checkpoint, Path(source_data), batch_size, workers)
     total = len(loader.listing.paths)
     to_adapt, to_score = _parts(loader, holdout, seed)
 
-    def evaluated(stage: str, net: torch.nn.Module) -> Evaluation:
+    def evaluated(stage: str, net: torch.nn.Module, images: ImageLoader) -> Evaluation:
         with clock.stage(stage):
             return evaluate(
-                net, to_score, progress=progress and (lambda _, n, __: progress(stage, n, total))
+                net, images, progress=progress and (lambda _, n, __: progress(stage, n, total))
             )
 
-    before = evaluated("before", model)
+    before = evaluated("before", model, to_score)
     refuse_too_many_bad(to_score, skip_bad)
     with clock.stage("estimate"):
-        statistics = estimate(
-            model,
-            to_adapt,
-            mode=mode,
-            samples=samples,
-            tolerance=tolerance,
-            memory=memory,
-            layers=layers,
-            precision=precision,
-            seed=seed,
-            progress=progress,
-        )
-        applied = statistics.blend(model, prior=prior) if prior else statistics
-        adapted = applied.apply(copy.deepcopy(model))
+        if method == "adabn":
+            done = adabn(
+                model,
+                to_adapt,
+                to_score,
+                mode=mode,
+                samples=samples,
+                tolerance=tolerance,
+                memory=memory,
+                layers=layers,
+                prior=prior,
+                precision=precision,
+                seed=seed,
+                progress=progress,
+            )
+        else:
+            style = Style.of(pixels(of_source)) if of_source else checkpoint.style
+            done = adain(model, to_score, loader.transform, style, seed=seed, progress=progress)
     refuse_too_many_bad(loader, skip_bad)
-    after = evaluated("after", adapted)
+    adapted, statistics = done.model, done.seen
+    after = evaluated("after", adapted, done.to_score)
     certificate = None
-    if certify:
+    if certify and statistics is not None:
         with clock.stage("certify"):
             certificate = certified(
                 adapted, to_adapt, samples=statistics.samples, layers=layers, seed=seed
             )
 
+    touched = method == "adabn"
     found = compare(
-        before,
-        after,
-        statistics=statistics,
+        before if touched else without_layers(before),
+        after if touched else without_layers(after),
+        statistics=statistics if touched else None,
         classes=loader.listing.classes or checkpoint.classes,
         seed=seed,
         details=_details(
@@ -179,16 +197,18 @@ def adapt_folder(
             where,
             loader,
             statistics,
+            done,
             before,
             after,
             clock,
             certificate,
         ),
     )
-    if certificate:
+    found = replace(found, rows=(*found.rows, *done.rows))
+    if certificate and statistics is not None:
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
-    notes = [*_notes(loader, statistics)]
+    notes = [*done.notes, *_notes(loader, statistics if touched else None)]
     if of_source:
         with clock.stage("source"):
             added = against_source(
@@ -199,18 +219,20 @@ def adapt_folder(
                 None,
                 seed,
                 progress,
+                restyled=done.transform,
             )
         refuse_too_many_bad(of_source, skip_bad)
         found = replace(found, rows=(*found.rows, *added.rows))
         notes += added.notes
     files = {
-        outputs.checkpoint: applied.to_bytes(base=checkpoint.fingerprint())
-        if stats_only
+        outputs.checkpoint: done.applied.to_bytes(base=checkpoint.fingerprint())
+        if stats_only and done.applied
         else checkpoint_bytes(
             outputs.checkpoint,
             adapted,
             like=checkpoint,
-            adapted=record(checkpoint, applied, seed),
+            adapted=record(checkpoint, done.applied, seed, method=method),
+            transform=done.transform,
         ),
         outputs.csv: (found.to_csv() or "").encode(),
         outputs.json: (found.to_json() or "").encode(),
@@ -228,7 +250,7 @@ def adapt_folder(
         skipped=dict(loader.skipped),
         notes=tuple(notes),
         written=tuple(files),
-        moved=verdict(found, statistics),
+        moved="" if statistics is None else verdict(found, statistics),
     )
 
 
@@ -245,9 +267,11 @@ def _parts(loader: ImageLoader, holdout: float, seed: int) -> tuple[ImageLoader,
     return loader.subset(sorted(order[kept:])), loader.subset(sorted(order[:kept]))
 
 
-def _notes(loader: ImageLoader, statistics: Statistics) -> Iterator[str]:
+def _notes(loader: ImageLoader, statistics: Statistics | None) -> Iterator[str]:
     if loader.listing.note:
         yield loader.listing.note
+    if statistics is None:
+        return
     if statistics.limited:
         yield (
             f"memory allowed {statistics.samples:,} images for the statistics; more need "
@@ -264,7 +288,8 @@ def _details(
     checkpoint: Checkpoint,
     where: torch.device,
     loader: ImageLoader,
-    statistics: Statistics,
+    statistics: Statistics | None,
+    done: Adapted,
     before: Evaluation,
     after: Evaluation,
     clock: Clock,
@@ -276,21 +301,26 @@ def _details(
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
         "seed": arguments["seed"],
         "device": str(where),
-        "method": "adabn",
+        "method": arguments["method"],
         "checkpoint": {
             "sha256": checkpoint.sha256,
             "arch": checkpoint.arch,
             "arch_kwargs": checkpoint.arch_kwargs,
             "adapted": checkpoint.adapted,
         },
-        "layers": {"adapted": list(statistics), "unvisited": list(statistics.unvisited)},
+        "layers": {
+            "adapted": list(done.applied or ()),
+            "unvisited": [] if statistics is None else list(statistics.unvisited),
+        },
+        "transform": loader.transform.to_dict(),
+        "transform_after": done.transform and done.transform.to_dict(),
         "samples": {
             "images": len(loader.listing.paths),
             "labelled": before.labels is not None,
             "evaluated": len(before),
-            "estimated": statistics.samples,
+            "estimated": statistics and statistics.samples,
         },
-        "statistics": as_fields(statistics),
+        "statistics": statistics and as_fields(statistics),
         "certificate": certificate
         and {
             "worst": certificate.worst,
@@ -298,7 +328,7 @@ def _details(
             "log_variance": certificate.log_variance,
         },
         "transductive": None
-        if arguments["holdout"]
+        if arguments["holdout"] or done.applied is None
         else "the images that were scored include those that were adapted to",
         "accuracy_interval": {
             "before": before.accuracy_interval,

@@ -92,14 +92,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def record(checkpoint: Checkpoint, statistics: Statistics, seed: int | None) -> dict[str, Any]:
+def record(
+    checkpoint: Checkpoint,
+    statistics: Statistics | None,
+    seed: int | None,
+    *,
+    method: str = "adabn",
+) -> dict[str, Any]:
     """Return what an adapted file says of where it comes from."""
+    estimated = {} if statistics is None else {"samples": statistics.samples}
+    mode = {} if statistics is None else {"mode": statistics.mode}
     return {
         "source": checkpoint.path.name,
         "sha256": checkpoint.sha256,
-        "samples": statistics.samples,
-        "method": "adabn",
-        "mode": statistics.mode,
+        **estimated,
+        "method": method,
+        **mode,
         "seed": seed,
         "adaptkit": __version__,
     }

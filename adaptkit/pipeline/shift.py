@@ -31,6 +31,7 @@ from adaptkit.report import Report, Row, feature_rows, input_rows, verdict
 from adaptkit.report.layers import error_rows, layer_rows, target_of
 from adaptkit.shift import mmd2
 from adaptkit.shift.images import image_figures
+from adaptkit.transform import Transform
 
 SAMPLES = 1000  # images of each domain; pairwise metrics cost their square
 _SIGNIFICANT = 0.05
@@ -171,15 +172,19 @@ def against_source(
     layer: str | None,
     seed: int,
     progress: Progress | None = None,
+    *,
+    restyled: Transform | None = None,
 ) -> AgainstSource:
     """Compare source and target images: as they are, and at a layer before and after adapting.
 
-    With labels of the source, the target's class shares and accuracy are estimated as well.
+    `restyled` is how the adapted model takes the target's images, if not as the model did. With
+    labels of the source, the target's class shares and accuracy are estimated as well.
     """
     scope = f"feature:{layer or POOLED}"
     first = features(model, source, layer=layer, progress=progress)
     before = features(model, target, layer=layer, progress=progress)
-    after = features(adapted, target, layer=layer, progress=progress)
+    anew = target if restyled is None else target.prepared_by(restyled)
+    after = features(adapted, anew, layer=layer, progress=progress)
     rows = [
         *input_rows(_figures(source), _figures(target)),
         *feature_rows(scope, first, before, after, seed=seed),
@@ -187,7 +192,7 @@ def against_source(
     notes: list[str] = []
     at_source = evaluate(model, source)
     if at_source.labels is not None:
-        on_target = evaluate(model, target), evaluate(adapted, target)
+        on_target = evaluate(model, target), evaluate(adapted, anew)
         rows += _estimates(at_source, *on_target, source.listing.classes)
         note = _label_shift(at_source, on_target[0], first, before, seed)
         notes += [note] if note else []
@@ -203,16 +208,20 @@ def drawn(loader: ImageLoader, samples: int, seed: int) -> ImageLoader:
 
 def _figures(loader: ImageLoader) -> dict[str, NDArray[np.float64]]:
     """Return figures of all images as the model sees them, in the unit of the pixels, and sizes."""
-    wanted = loader.transform
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (wanted.mean, wanted.std))
-    parts = []
-    for batch in loader:
-        images = batch[0] if isinstance(batch, tuple) else batch
-        assert isinstance(images, torch.Tensor)  # noqa: S101  as ImageLoader yields them
-        parts.append(image_figures(images * std + mean))
+    parts = [image_figures(images) for images in pixels(loader)]
     figures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     sizes = np.array(loader.sizes(), dtype=np.float64).reshape(-1, 2)
     return figures | {"width": sizes[:, 0], "height": sizes[:, 1]}
+
+
+def pixels(loader: ImageLoader) -> Iterator[torch.Tensor]:
+    """Yield a loader's images as the model sees them, but in the unit of the pixels, 0 to 1."""
+    wanted = loader.transform
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (wanted.mean, wanted.std))
+    for batch in loader:
+        images = batch[0] if isinstance(batch, tuple) else batch
+        assert isinstance(images, torch.Tensor)  # noqa: S101  as ImageLoader yields them
+        yield images * std + mean
 
 
 def _estimates(

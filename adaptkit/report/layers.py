@@ -16,14 +16,22 @@ _LEAST_VARIANCE = 1e-12
 
 
 def layer_rows(
-    before: Mapping[str, Stored], after: Mapping[str, Stored], target: Mapping[str, Stored]
+    before: Mapping[str, Stored],
+    after: Mapping[str, Stored],
+    target: Mapping[str, Stored],
+    target_after: Mapping[str, Stored] | None = None,
 ) -> Iterator[Row]:
-    """Yield how far each layer's statistics lie from the target's, before and after."""
-    names = [name for name in target if name in before and name in after]
+    """Yield how far each layer's statistics lie from the target's, before and after.
+
+    `target_after` is what the target looks like after adapting, where that changes the images and
+    not the layers.
+    """
+    then = target if target_after is None else target_after
+    names = [name for name in target if name in before and name in after and name in then]
     if not names:
         return
     for metric, of in _MOVES.items():
-        pairs = {n: (of(before[n], target[n]), of(after[n], target[n])) for n in names}
+        pairs = {n: (of(before[n], target[n]), of(after[n], then[n])) for n in names}
         first, second = (float(np.mean(values)) for values in zip(*pairs.values(), strict=True))
         yield Row(metric, "all", first, second, second - first, n=len(pairs))
         for name, (a, b) in pairs.items():
@@ -59,7 +67,7 @@ def error_rows(statistics: Statistics | None) -> Iterator[Row]:
 def _divergence(stored: Stored, target: Stored) -> float:
     """In the units in which the layer divides: with its eps, which also covers dead channels."""
     a, b = _variances(stored, target)
-    return symmetric_kl(stored.mean, a, target.mean, b)
+    return float(symmetric_kl(stored.mean, a, target.mean, b))
 
 
 def _mean_shift(stored: Stored, target: Stored) -> float:
