@@ -323,7 +323,7 @@ def _provenance(loaded: Any) -> dict[str, Any]:
 
 
 def _said(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that adapting adds to a file; a transform of others' is not ours to read."""
+    """Return the fields that adapting adds to a file; a transform of others' is not ours."""
     adapted, transform = record.get("adapted"), record.get("transform")
     if not isinstance(adapted, dict):
         return {}

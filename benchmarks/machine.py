@@ -15,6 +15,7 @@ def described() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": _processor(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
     }
