@@ -87,7 +87,8 @@ def test_unclipped_training_is_inference() -> None:
 def test_no_gradient_flows_through_r_and_d() -> None:
     layer = filled(BatchRenorm2d(3, dtype=torch.float64))
     x = data(4, 3, 2, 2)
-    r, d = layer._corrections(x, layer.running_mean, layer.running_var, 0)  # type: ignore[operator]
+    state = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    r, d = layer._corrections(x, *state)  # type: ignore[operator]
 
     def explicit(x: Tensor) -> Tensor:
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
@@ -148,8 +149,42 @@ def test_copies_files_and_other_formats() -> None:
         torch.testing.assert_close(
             copy.deepcopy(layer)(x.bfloat16()).float(), expected, atol=0.1, rtol=0.05
         )
-    exported = torch.export.export(layer.eval(), (x,)).module()
-    torch.testing.assert_close(exported(x), layer(x))
+    for flag in (True, False):
+        layer.train(flag)
+        expected = copy.deepcopy(layer)(x)
+        exported = torch.export.export(copy.deepcopy(layer), (x,)).module()
+        torch.testing.assert_close(exported(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("schedule", [None, RenormSchedule(start=0, r_end=4, d_end=4)])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("momentum", [0.01, None])
+def test_it_scripts(schedule: RenormSchedule | None, affine: bool, momentum: float | None) -> None:
+    layer = filled(BatchRenorm2d(3, affine=affine, schedule=schedule, momentum=momentum))
+    scripted = torch.jit.script(copy.deepcopy(layer))
+    for step in range(3):
+        x = torch.randn(2, 3, 4, 4) * (step + 1)
+        torch.testing.assert_close(scripted(x), layer(x))
+    for key, value in layer.state_dict().items():
+        torch.testing.assert_close(scripted.state_dict()[key], value)
+    torch.testing.assert_close(scripted.eval()(x), layer.eval()(x))
+
+
+def test_empty_input_teaches_nothing() -> None:
+    layer = filled(BatchRenorm2d(3))
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    assert layer(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    assert layer(torch.zeros(2, 3, 0, 4)).shape == (2, 3, 0, 4)
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck(training: bool) -> None:
+    """At r = 1 and d = 0; elsewhere r and d, which no gradient flows through, are held fixed."""
+    layer = filled(BatchRenorm2d(3, r_max=1.0, d_max=0.0, dtype=torch.float64)).train(training)
+    x = data(4, 3, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(layer, (x,))
 
 
 def test_bad_input() -> None:

@@ -48,9 +48,9 @@ class RenormSchedule:
 
 
 class _BatchRenorm(_BatchNorm):
-    """Batch Renormalization; see `BatchRenorm2d`."""
+    """Batch Renormalization; see `BatchRenorm2d`. What `forward` reads is what TorchScript can."""
 
-    _dimensions: tuple[int, ...]
+    _dimensions: tuple[int, int]  # of the input, at least and at most
 
     def __init__(
         self,
@@ -68,46 +68,57 @@ class _BatchRenorm(_BatchNorm):
         _check_limits(r_max, d_max)
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(num_features, eps, momentum, affine, True, **placed)
-        self.r_max, self.d_max, self.schedule = r_max, d_max, schedule
+        self.schedule = schedule
+        self._least, self._most = self._dimensions
+        self.r_max = float(r_max if schedule is None else schedule.r_max)
+        self.d_max = float(d_max if schedule is None else schedule.d_max)
+        # Without a schedule the limits are reached before the first step.
+        self._start, self._r_end, self._d_end = (
+            (-1, 0, 0) if schedule is None else (schedule.start, schedule.r_end, schedule.d_end)
+        )
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
         """Normalise; in training, also move the running statistics."""
         self._check_input_dim(input)
-        assert isinstance(self.running_mean, Tensor)  # noqa: S101  always tracked here
-        assert isinstance(self.running_var, Tensor)  # noqa: S101
-        if not self.training:
+        mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None  # noqa: S101  always tracked here, as are the other two
+        assert variance is not None  # noqa: S101
+        assert batches is not None  # noqa: S101
+        if not self.training or input.numel() == 0:  # nothing is learnt from no values
             return functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+                input, mean, variance, self.weight, self.bias, eps=self.eps
             )
-        assert self.num_batches_tracked is not None  # noqa: S101
-        step = int(self.num_batches_tracked)
-        self.num_batches_tracked.add_(1)
-        momentum = 1.0 / (step + 1) if self.momentum is None else self.momentum
-        r, d = self._corrections(input, self.running_mean, self.running_var, step)
+        r, d = self._corrections(input, mean, variance, batches)
+        batches.add_(1)
+        # Of the batches seen, this one included, where the mean is to be cumulative.
+        momentum = 1.0 / float(batches) if self.momentum is None else self.momentum
         weight = r if self.weight is None else self.weight * r
         bias = d if self.weight is None else self.weight * d + self.bias
         # γ·((x − μ_B)/σ_B·r + d) + β, in one pass: the kernel's weight is γ·r, its bias γ·d + β.
-        return functional.batch_norm(
-            input, self.running_mean, self.running_var, weight, bias, True, momentum, self.eps
-        )
+        return functional.batch_norm(input, mean, variance, weight, bias, True, momentum, self.eps)
 
-    @torch.no_grad()
     def _corrections(
-        self, x: Tensor, mean: Tensor, variance: Tensor, step: int
+        self, x: Tensor, mean: Tensor, variance: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return r and d, shape (C,), from the running statistics before this step's update."""
-        r_max, d_max = (self.r_max, self.d_max) if self.schedule is None else self.schedule.at(step)
-        over = [i for i in range(x.ndim) if i != 1]
-        var_b, mean_b = torch.var_mean(x.to(mean.dtype), over, correction=0)
+        step = step.to(torch.promote_types(mean.dtype, torch.float32))
+        r_share = ((step - self._start) / (self._r_end - self._start)).clamp(0, 1)
+        d_share = ((step - self._start) / (self._d_end - self._start)).clamp(0, 1)
+        r_max = 1.0 + r_share * (self.r_max - 1.0)
+        d_max = d_share * self.d_max
+        over = [0] + list(range(2, x.dim()))  # noqa: RUF005  TorchScript has no unpacking
+        var_b, mean_b = torch.var_mean(x.detach().to(mean.dtype), over, correction=0)
         sigma = (variance + self.eps).sqrt()
         r = ((var_b + self.eps).sqrt() / sigma).clamp(1 / r_max, r_max)
         d = ((mean_b - mean) / sigma).clamp(-d_max, d_max)
-        return r, d
+        return r.to(mean.dtype), d.to(mean.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
-        if input.ndim not in self._dimensions:
-            wanted = " or ".join(f"{n}D" for n in self._dimensions)
-            raise ValueError(f"expected {wanted} input (got {input.ndim}D input)")
+        if input.dim() < self._least or input.dim() > self._most:
+            wanted = f"{self._least}D"
+            if self._most != self._least:
+                wanted = f"{self._least}D or {self._most}D"
+            raise ValueError(f"expected {wanted} input (got {input.dim()}D input)")
 
     def extra_repr(self) -> str:
         """Name the limits beside batch norm's own settings."""
@@ -150,6 +161,9 @@ class BatchRenorm2d(_BatchRenorm):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
 
+    An empty batch gives an empty result and teaches the layer nothing. For TorchScript and
+    torch.export in training, `momentum` has to be a number.
+
     Raises:
         AdaptkitError: r_max or d_max is out of its range.
         ValueError: the input has another number of dimensions, or a batch in training has one value
@@ -162,7 +176,7 @@ class BatchRenorm2d(_BatchRenorm):
     torch.Size([2, 3, 4, 4])
     """
 
-    _dimensions = (4,)
+    _dimensions = (4, 4)
 
 
 class BatchRenorm3d(_BatchRenorm):
@@ -172,7 +186,7 @@ class BatchRenorm3d(_BatchRenorm):
     torch.Size([2, 3, 2, 2, 2])
     """
 
-    _dimensions = (5,)
+    _dimensions = (5, 5)
 
 
 def _check_limits(r_max: float, d_max: float) -> None:
