@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adaptkit.errors import AdaptkitError as AdaptkitError
     from adaptkit.errors import CheckpointError as CheckpointError
     from adaptkit.errors import DataError as DataError
+    from adaptkit.errors import DependencyError as DependencyError
     from adaptkit.errors import DeviceError as DeviceError
     from adaptkit.errors import EstimationError as EstimationError
     from adaptkit.errors import ModelError as ModelError
@@ -45,6 +46,7 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
     "DeviceError": "errors",
     "EstimationError": "errors",
     "DenseEvaluation": "dense",

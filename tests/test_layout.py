@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "adaptation": {"batches", "device", "estimation"},
     "evaluation": {"errors", "batches", "device", "norms", "paired"},
     "features": {"errors", "batches", "norms"},
-    "quality": {"errors", "evaluation"},
+    "calibration": set(),
+    "quality": {"calibration", "errors", "evaluation"},
     "label_shift": {"errors", "evaluation"},
     "dense": {"errors", "batches", "norms"},
     "report": {
