@@ -2,7 +2,8 @@
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,15 +56,38 @@ def build(
     """
     make = _constructor(spec)
     given = dict(kwargs or {})
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of initialisation; the weights are overwritten
-            found = {} if state_dict is None else _arguments_of(spec, make, given, state_dict)
-            return make(**{**found, **given}).eval()
-    except _BAD_ARGUMENTS as error:
-        raise CheckpointError(
-            f"architecture '{spec}' does not take {_one_line(given)}: {_one_line(error)}"
-        ) from None
+    with _construction(spec, given):
+        found = {} if state_dict is None else _arguments_of(spec, make, given, state_dict)
+        return make(**{**found, **given}).eval()
+
+
+def arguments_of(spec: str, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what the shapes of a state dict say of its architecture's arguments.
+
+    Raises:
+        CheckpointError: there is no such architecture.
+
+    >>> state_dict = build("torchvision:resnet18", {"num_classes": 3}).state_dict()
+    >>> arguments_of("torchvision:resnet18", state_dict)
+    {'num_classes': 3}
+    """
+    make = _constructor(spec)
+    with _construction(spec, {}):
+        return _arguments_of(spec, make, {}, state_dict)
+
+
+def without_memory(spec: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the model that `spec` names with tensors that have shapes but no memory.
+
+    Raises:
+        CheckpointError: there is no such architecture, or it does not take `kwargs`.
+
+    >>> without_memory("ibn:resnet50_ibn_a", {"num_classes": 3}).fc.weight.shape
+    torch.Size([3, 2048])
+    """
+    make = _constructor(spec)
+    with _construction(spec, kwargs), _WithoutMemory():
+        return make(**kwargs)
 
 
 def default_transform(spec: str) -> Transform | None:
@@ -108,6 +132,19 @@ def _constructor(spec: str) -> Callable[..., nn.Module]:
     )
 
 
+@contextmanager
+def _construction(spec: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Leave the random state alone, and say which arguments an architecture does not take."""
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of initialisation; the weights are overwritten
+            yield
+    except _BAD_ARGUMENTS as error:
+        raise CheckpointError(
+            f"architecture '{spec}' does not take {_one_line(kwargs)}: {_one_line(error)}"
+        ) from None
+
+
 def _torchvision(name: str) -> Callable[..., nn.Module]:
     def make(**kwargs: Any) -> nn.Module:
         if name in _WITH_AUXILIARY_HEADS:  # a slow initialisation, soon overwritten
@@ -137,12 +174,14 @@ def _arguments_of(
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Parameters get shapes but no memory, while the sums that some constructors do stay real."""
+    """Tensors get shapes but no memory, while the sums that some constructors do stay real."""
+
+    MAKERS = (torch.empty, torch.ones, torch.zeros)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        options = {**(kwargs or {}), "device": "meta"} if func is torch.empty else (kwargs or {})
+        options = {**(kwargs or {}), "device": "meta"} if func in self.MAKERS else (kwargs or {})
         return func(*args, **options)
 
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from adaptkit import __version__, norms
-from adaptkit.architectures import build, default_transform
+from adaptkit.architectures import arguments_of, build, default_transform
 from adaptkit.errors import AdaptkitError, CheckpointError, OutputError
 from adaptkit.files import check_outputs, write_files
 from adaptkit.layers.adain import Style
+from adaptkit.recognition import recognise
 from adaptkit.transform import Transform
 
 FORMAT = "adaptkit/1"
@@ -43,6 +44,7 @@ class Checkpoint:
         model: in eval mode on the CPU, the file's weights in it.
         arch: such as "torchvision:resnet18".
         arch_kwargs: for the architecture's constructor.
+        recognised: whether the architecture was found in the keys and shapes, being named nowhere.
         classes: the outputs' names, or None where the file does not say.
         transform: from an image to the model's input, or None where that is not known.
         state_dict: the tensors as found, with their own dtypes.
@@ -55,6 +57,7 @@ class Checkpoint:
     model: nn.Module
     arch: str
     arch_kwargs: dict[str, Any]
+    recognised: bool
     classes: tuple[str, ...] | None
     transform: Transform | None
     state_dict: dict[str, Tensor]
@@ -89,11 +92,12 @@ def load_checkpoint(path: str | Path, *, arch: str | None = None) -> Checkpoint:
     Args:
         path: .pt, .pth or .safetensors: a dict of format adaptkit/1, a plain state dict, or a dict
             with one under "state_dict". Keys may begin with DataParallel's "module.".
-        arch: such as "torchvision:resnet18"; overrides what the file says.
+        arch: such as "torchvision:resnet18"; overrides what the file says. Where neither names an
+            architecture, it is found in the keys and shapes (`recognition.recognise`).
 
     Raises:
-        CheckpointError: the file is missing or broken, would run code, does not name its
-            architecture, does not fit it, or holds bad statistics.
+        CheckpointError: the file is missing or broken, would run code, is of no known architecture,
+            does not fit the named one, or holds bad statistics.
 
     >>> import tempfile
     >>> from adaptkit.models import SmallCNN
@@ -105,14 +109,14 @@ def load_checkpoint(path: str | Path, *, arch: str | None = None) -> Checkpoint:
     path = Path(path)
     content = _bytes_of(path)
     header, state_dict = _parsed(path, content)
-    spec = arch or header.get("arch")
-    if not spec:
-        raise CheckpointError(
-            f"{path} does not say which architecture it is of: give --arch (arch=), "
-            f"as in torchvision:resnet18"
-        )
-    kwargs = {} if arch and arch != header.get("arch") else dict(header.get("arch_kwargs") or {})
     named = _without_prefix(state_dict)
+    spec = arch or header.get("arch")
+    kwargs = {} if arch and arch != header.get("arch") else dict(header.get("arch_kwargs") or {})
+    recognised = not spec
+    if not spec:
+        what = f"{path} does not say which architecture it is of, and"
+        spec = recognise(named, what=what)
+        kwargs = {**arguments_of(spec, named), **kwargs}
     model = build(spec, kwargs, named)
     _load_weights(path, spec, model, named)
     _check_statistics(path, model)
@@ -123,6 +127,7 @@ def load_checkpoint(path: str | Path, *, arch: str | None = None) -> Checkpoint:
         model=model,
         arch=spec,
         arch_kwargs=kwargs,
+        recognised=recognised,
         classes=None if classes is None else tuple(classes),
         transform=_transform(path, transform) if transform else default_transform(spec),
         state_dict=state_dict,
@@ -396,8 +401,11 @@ def _load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, T
     if any(misfits.values()):
         said = "; ".join(f"{len(v)} {name} ({_few(v)})" for name, v in misfits.items() if v)
         raise CheckpointError(f"{path} does not fit {spec}: {said}")
+    # The keys fit the modules as they are, of whatever versions the file says or does not say.
+    current: Any = OrderedDict(found)
+    current._metadata = own._metadata  # type: ignore[attr-defined]
     try:
-        model.load_state_dict(found, strict=False)
+        model.load_state_dict(current, strict=False)
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise CheckpointError(f"{path} cannot be loaded into {spec}: {reason}") from None

@@ -51,12 +51,12 @@ def quiet(function: F) -> F:
 
 
 def arch(function: F) -> F:
-    """--arch: what a file that does not name its architecture needs."""
+    """--arch: what a file needs that does not name its architecture, nor has it in its keys."""
     return click.option(
         "--arch",
         metavar="SPEC",
-        help="For a file that does not name its architecture: torchvision:resnet18, "
-        "ibn:resnet50_ibn_a.",
+        help="As in torchvision:resnet18 or ibn:resnet50_ibn_a. "
+        "[default: what the file says, or its keys and shapes show]",
     )(function)
 
 

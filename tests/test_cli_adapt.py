@@ -181,8 +181,17 @@ def test_safetensors_in_and_out(here: Path) -> None:
 def test_a_plain_torchvision_state_dict(here: Path) -> None:
     torch.manual_seed(0)
     torch.save(resnet18(num_classes=3).state_dict(), "plain.pth")
-    result = adapt("--arch", "torchvision:resnet18", source="plain.pth")
+    result = adapt(source="plain.pth")
     assert result.exit_code == 0, result.output
+    note = "recognised torchvision:resnet18, 3 classes."
+    assert result.output.count("ecognised") == result.output.count(f"Note: {note}\n") == 1
+    assert note in record("plain-adapted.json")["notes"]  # type: ignore[operator]
+    assert record("plain-adapted.json")["checkpoint"] == {
+        "sha256": load_checkpoint("plain.pth").sha256,
+        "arch": "torchvision:resnet18",
+        "arch_kwargs": {"num_classes": 3},
+        "adapted": None,
+    }
     model = resnet18(num_classes=3)
     model.load_state_dict(torch.load("plain-adapted.pth", weights_only=True))
     before = torch.load("plain.pth", weights_only=True)
@@ -190,6 +199,19 @@ def test_a_plain_torchvision_state_dict(here: Path) -> None:
     assert torch.equal(model.fc.weight, before["fc.weight"])
     # No names in the file: the folders count as torchvision's ImageFolder would number them.
     assert "accuracy" in set(pd.read_csv("plain-adapted.csv").metric)
+
+
+def test_the_same_state_dict_as_training_in_parallel_wrote_it(here: Path) -> None:
+    state = {f"module.{k}": v for k, v in resnet18(num_classes=3).state_dict().items()}
+    torch.save({"epoch": 2, "state_dict": state}, "trained.pth")
+    result = adapt(source="trained.pth")
+    assert result.exit_code == 0, result.output
+    assert "Note: recognised torchvision:resnet18, 3 classes.\n" in result.output
+    named = adapt("--arch", "torchvision:resnet18", "--out", "named.pth", source="trained.pth")
+    assert "ecognised" not in named.output
+    one, two = (torch.load(p, weights_only=True) for p in ("trained-adapted.pth", "named.pth"))
+    assert [*one["state_dict"]] == [*state]
+    assert all(torch.equal(v, two["state_dict"][k]) for k, v in one["state_dict"].items())
 
 
 def test_quiet_prints_nothing(here: Path) -> None:
@@ -310,13 +332,18 @@ def test_checkpoints_that_do_not_fit(here: Path) -> None:
     Path("short.pt").write_bytes(content[: len(content) // 2])
     fails("short.pt", source="short.pt")
     fails("adaptkit/2", source=changed_checkpoint(format="adaptkit/2"))
-    fails("--arch", source=changed_checkpoint(arch=None))
     state = torch.load("source.pt", weights_only=True)["state_dict"]
     torch.save(state, "plain.pt")
-    fails("--arch", source="plain.pt")
+    fails("how images are prepared", source="plain.pt")
     first = next(iter(state))
     fewer = {k: v for k, v in state.items() if k != first}
     fails(first, source=changed_checkpoint(state_dict=fewer))
+    fails(
+        f"looks like adaptkit:small_cnn with 3 classes; 1 key differs: missing {first}: ",
+        source=changed_checkpoint(state_dict=fewer, arch=None),
+    )
+    torch.save({"w": state[first]}, "plain.pt")
+    fails("resembles none of the known ones: give --arch", source="plain.pt")
     fails(
         "extra.weight",
         source=changed_checkpoint(state_dict={**state, "extra.weight": state[first]}),

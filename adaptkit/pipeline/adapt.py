@@ -23,6 +23,7 @@ from adaptkit.pipeline.common import (
     Outputs,
     Progress,
     open_images,
+    recognition_notes,
     record,
     refuse_too_many_bad,
     versions,
@@ -35,7 +36,7 @@ from adaptkit.pipeline.methods import (
     check_method,
     without_layers,
 )
-from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels
+from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels, some_readable
 from adaptkit.quality import confusion
 from adaptkit.report import Report, Row, compare, verdict
 
@@ -98,7 +99,7 @@ def adapt_folder(
             single images, and models without BatchNorm. The source's style is that of
             `source_data`, else what the checkpoint stores, else the transform's mean and std. The
             options from `mode` to `holdout` are adabn's.
-        arch: overrides the architecture that the checkpoint names.
+        arch: overrides the architecture that the checkpoint names, or has in its keys.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch; it does not change the statistics.
         workers: processes that decode images; 0 decodes in this one.
@@ -153,7 +154,8 @@ def adapt_folder(
                 net, images, progress=progress and (lambda _, n, __: progress(stage, n, total))
             )
 
-    before = evaluated("before", model, to_score)
+    with some_readable(to_score):
+        before = evaluated("before", model, to_score)
     refuse_too_many_bad(to_score, skip_bad)
     with clock.stage("estimate"):
         if method == "adabn":
@@ -172,7 +174,9 @@ def adapt_folder(
                 progress=progress,
             )
         else:
-            style = Style.of(pixels(of_source)) if of_source else checkpoint.style
+            style = checkpoint.style
+            if of_source:
+                style = Style.of(pixels(drawn(of_source, SAMPLES, seed)))
             done = adain(model, to_score, loader.transform, style, seed=seed, progress=progress)
     refuse_too_many_bad(loader, skip_bad)
     adapted, statistics = done.model, done.seen
@@ -208,7 +212,9 @@ def adapt_folder(
     if certificate and statistics is not None:
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
-    notes = [*done.notes, *_notes(loader, statistics if touched else None)]
+    notes = [*recognition_notes(checkpoint), *done.notes]
+    notes += _notes(loader, statistics if touched else None)
+    skipped = dict(loader.skipped)
     if of_source:
         with clock.stage("source"):
             added = against_source(
@@ -223,7 +229,11 @@ def adapt_folder(
             )
         refuse_too_many_bad(of_source, skip_bad)
         found = replace(found, rows=(*found.rows, *added.rows))
-        notes += added.notes
+        notes += [note for note in added.notes if note not in notes]
+        skipped |= added.skipped
+    moved = "" if statistics is None else verdict(found, statistics)
+    said = {"verdict": moved, "notes": notes, "skipped": skipped}
+    found = replace(found, details={**found.details, **said})
     files = {
         outputs.checkpoint: done.applied.to_bytes(base=checkpoint.fingerprint())
         if stats_only and done.applied
@@ -247,10 +257,10 @@ def adapt_folder(
         outputs=outputs,
         statistics=statistics,
         images=total,
-        skipped=dict(loader.skipped),
+        skipped=skipped,
         notes=tuple(notes),
         written=tuple(files),
-        moved="" if statistics is None else verdict(found, statistics),
+        moved=moved,
     )
 
 

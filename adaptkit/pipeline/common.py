@@ -113,6 +113,13 @@ def record(
     }
 
 
+def recognition_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return what was found of a checkpoint that does not name its architecture, in words."""
+    if not checkpoint.recognised:
+        return []
+    return [f"recognised {checkpoint.arch}, {checkpoint.arch_kwargs['num_classes']} classes."]
+
+
 def open_images(checkpoint: Checkpoint, target: Path, batch_size: int, workers: int) -> ImageLoader:
     """Open a folder as a checkpoint's model takes images.
 
