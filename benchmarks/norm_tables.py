@@ -19,8 +19,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row a norm: accuracy on clean images (%) in each condition, mean ± half range.
 
     Then, trained in whole batches, accuracy (%) on the corrupted images before and after AdaBN,
-    mean over corruptions and seeds; and the median singular value (5% to 95%), mean over seeds, of
-    one layer's Jacobian before and after training.
+    mean over corruptions and seeds.
     """
     rows = []
     for norm, of_norm in frame.groupby("norm", sort=False):
@@ -31,11 +30,21 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         corrupted = _corrupted(of_norm[of_norm["condition"] == _WHOLE])
         row["corrupted, %"] = _percent(corrupted["before"])
         row["corrupted, AdaBN, %"] = _percent(corrupted["after"])
-        for when in ("initial", "trained"):
-            row[f"singular values, {when}"] = _interval(
-                of_norm[of_norm["case"] == f"layer, {when}"]
-            )
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def jacobians(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a norm: the median singular value (5% to 95%), mean over seeds.
+
+    Of one convolution and its norm ("layer"), and from the image to the features ("body"), before
+    training and after it.
+    """
+    cases = [f"{module}, {when}" for module in ("layer", "body") for when in ("initial", "trained")]
+    rows = []
+    for norm, of_norm in frame.groupby("norm", sort=False):
+        found = {case: _interval(of_norm[of_norm["case"] == case]) for case in cases}
+        rows.append({"norm": norm, **found})
     return pd.DataFrame(rows)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import profile, throughput
+from benchmarks import norm_tables, profile, throughput
 
 README = Path(__file__).parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -31,21 +31,27 @@ def _precision(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[:, :"images"]
 
 
-TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "throughput": throughput.summary,
-    "warm": throughput.summary,
-    "profile": profile.summary,
-    "memory": _memory,
-    "precision": _precision,
+# Name of a table -> the CSV file that it comes from, and how.
+TABLES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
+    "throughput": ("throughput", throughput.summary),
+    "warm": ("warm", throughput.summary),
+    "profile": ("profile", profile.summary),
+    "memory": ("memory", _memory),
+    "precision": ("precision", _precision),
+    "norms": ("norms", norm_tables.summary),
+    "norms-jacobians": ("norms", norm_tables.jacobians),
+    "norms-conditions": ("norms", norm_tables.by_condition),
+    "norms-corruptions": ("norms", norm_tables.by_corruption),
 }
 
 
 def filled(text: str) -> str:
-    """Return a page with each place marked ``<!-- table: NAME -->`` filled from NAME.csv."""
+    """Return a page with each place marked ``<!-- table: NAME -->`` filled from its CSV file."""
 
     def table(place: re.Match[str]) -> str:
-        frame = pd.read_csv(RESULTS / f"{place[2]}.csv")
-        return f"{place[1]}{as_markdown(TABLES[place[2]](frame))}\n{place[3]}"
+        file, made = TABLES[place[2]]
+        frame = pd.read_csv(RESULTS / f"{file}.csv")
+        return f"{place[1]}{as_markdown(made(frame))}\n{place[3]}"
 
     return _PLACE.sub(table, text)
 
