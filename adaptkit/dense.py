@@ -13,6 +13,8 @@ from adaptkit import norms
 from adaptkit.batches import Forward, call, describe, device_of, labels_of, to_device
 from adaptkit.errors import DataError
 
+Floats = NDArray[np.float64]
+
 IGNORED = 255  # the label of pixels that do not count, as in Pascal VOC and Cityscapes
 RESAMPLES = 1000
 
@@ -22,10 +24,14 @@ class DenseEvaluation:
     """One model on n images, image by image, so that two models can be compared in pairs.
 
     Args:
-        predicted: shape (n, K), int64, how many pixels were predicted as each class.
-        confusion: shape (n, K, K), int64, pixels by label and prediction; None without labels.
-        confidence: shape (n,), float64, mean over pixels of the largest probability.
-        entropy: shape (n,), float64, mean over pixels of the softmax's entropy, in nats.
+        predicted: shape (n, K), int64, how many pixels were predicted as each class; a pixel of NaN
+            logits as none.
+        confusion: shape (n, K, K + 1), int64, pixels by label and prediction, the last column of
+            those predicted as none; None without labels.
+        confidence: shape (n,), float64, mean over pixels of the largest probability; NaN for an
+            image with NaN logits.
+        entropy: shape (n,), float64, mean over pixels of the softmax's entropy, in nats; NaN for an
+            image with NaN logits.
         layers: name -> the statistics that the model's norm layers store.
     """
 
@@ -37,6 +43,11 @@ class DenseEvaluation:
 
     def __len__(self) -> int:
         return len(self.predicted)
+
+    @property
+    def classes(self) -> int:
+        """How many classes the model has, K."""
+        return int(self.predicted.shape[1])
 
     @property
     def pixel_accuracy(self) -> float | None:
@@ -54,15 +65,16 @@ class DenseEvaluation:
 
         NaN for a class that no pixel has or is predicted as; None without labels.
         """
-        return None if self.confusion is None else _iou(self.confusion.sum(0))
+        return None if self.confusion is None else _iou(*_counts(self.confusion.sum(0)))
 
     def figures(self) -> dict[str, float]:
-        """Return pixel_accuracy and mean_iou.
+        """Return pixel_accuracy and mean_iou, NaN where every pixel is ignored.
 
         Raises:
             DataError: there are no labels.
         """
-        return _figures(self._labelled().sum(0))
+        found = _figures(*_counts(self._labelled().sum(0)))
+        return {name: float(value) for name, value in found.items()}
 
     def _labelled(self) -> NDArray[np.int64]:
         if self.confusion is None:
@@ -111,15 +123,16 @@ def evaluate_dense(
             log_p = logits.float().log_softmax(1)
             p = log_p.exp()
             confidence, said = p.max(1)
+            said = said.masked_fill(p.isnan().any(1), classes)
             entropy = -torch.where(p > 0, p * log_p, 0.0).sum(1)
             sure.append(torch.stack([confidence.mean((1, 2)), entropy.mean((1, 2))]).double().cpu())
             said = said.cpu()
-            predicted.append(torch.stack([m.flatten().bincount(minlength=classes) for m in said]))
+            counts = [m.flatten().bincount(minlength=classes)[:classes] for m in said]
+            predicted.append(torch.stack(counts))
             labels = labels_of(batch)
             if labels is not None:
-                confusion.append(
-                    _confusion(_checked(labels, said, classes, ignored), said, classes)
-                )
+                labels, counted = _checked(labels, said, classes, ignored)
+                confusion.append(_confusion(labels, counted, said, classes))
             if len(confusion) not in (0, len(predicted)):
                 raise DataError("some batches have labels and others have none")
             if progress:
@@ -146,46 +159,70 @@ def dense_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return percentile intervals of the changes after − before, from a paired bootstrap.
 
-    Whole images are drawn, since the pixels of one image are not independent.
+    Whole images are drawn, since the pixels of one image are not independent. A figure that no
+    resample has, as where every pixel is ignored, has no interval either. O(resamples·n·K) time.
+
+    Raises:
+        DataError: the evaluations have no labels, or are not of as many images.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
-    first, second = before._labelled(), after._labelled()
-    n = len(first)
-    generator = np.random.default_rng(seed)
-    changes: dict[str, list[float]] = {}
-    for _ in range(resamples):
-        weights = np.bincount(generator.integers(n, size=n), minlength=n)
-        a, b = (_figures(np.tensordot(weights, c, 1)) for c in (first, second))
-        for name in a:
-            changes.setdefault(name, []).append(b[name] - a[name])
+    if len(before) != len(after):
+        raise DataError(
+            f"Expected two evaluations of the same images, got {len(before)} and {len(after)}"
+        )
+    counts = [_counts(e._labelled()) for e in (before, after)]
+    n = len(before)
+    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    weights = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
+    first, second = (_figures(*(weights @ count for count in three)) for three in counts)
     tail = 100 * (1 - level) / 2
-    intervals = {k: np.nanpercentile(v, [tail, 100 - tail]) for k, v in changes.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
+    intervals = {}
+    for name in first:
+        changes = second[name] - first[name]
+        changes = changes[np.isfinite(changes)]
+        if len(changes):
+            low, high = np.percentile(changes, [tail, 100 - tail])
+            intervals[name] = float(low), float(high)
+    return intervals
 
 
-def _figures(confusion: NDArray[np.int64]) -> dict[str, float]:
-    total = confusion.sum()
-    iou = _iou(confusion)
+def _counts(confusion: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+    """Return hits, labels and predictions of each class, (..., K), from (..., K, K + 1)."""
+    square = confusion[..., :-1]
+    hits = np.diagonal(square, axis1=-2, axis2=-1)
+    three = hits, confusion.sum(-1), square.sum(-2)
+    return three[0].astype(float), three[1].astype(float), three[2].astype(float)
+
+
+def _figures(hits: Floats, labels: Floats, predictions: Floats) -> dict[str, Floats]:
+    """Return pixel_accuracy and mean_iou, shape (...), from counts of shape (..., K)."""
+    iou = _iou(hits, labels, predictions)
     known = np.isfinite(iou)
     return {
-        "pixel_accuracy": float(np.trace(confusion) / total) if total else float("nan"),
-        "mean_iou": float(iou[known].mean()) if known.any() else float("nan"),
+        "pixel_accuracy": _ratio(hits.sum(-1), labels.sum(-1)),
+        "mean_iou": _ratio(np.where(known, iou, 0).sum(-1), known.sum(-1)),
     }
 
 
-def _iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    nothing = np.full_like(hits, np.nan)
-    return np.asarray(np.divide(hits, union, out=nothing, where=union > 0), dtype=np.float64)
+def _iou(hits: Floats, labels: Floats, predictions: Floats) -> Floats:
+    return _ratio(hits, labels + predictions - hits)
 
 
-def _confusion(labels: Tensor, said: Tensor, classes: int) -> Tensor:
-    """Shape (N, K, K); labels of −1 do not count."""
+def _ratio(above: Floats, below: Floats | NDArray[np.int64]) -> Floats:
+    """NaN where there is nothing to divide by."""
+    above = np.asarray(above)
+    nothing = np.full_like(above, np.nan)
+    return np.asarray(np.divide(above, below, out=nothing, where=np.asarray(below) > 0))
+
+
+def _confusion(labels: Tensor, counted: Tensor, said: Tensor, classes: int) -> Tensor:
+    """Shape (N, K, K + 1)."""
     counts = []
-    for truth, prediction in zip(labels, said, strict=True):
-        known = truth >= 0
-        pairs = truth[known] * classes + prediction[known]
-        counts.append(pairs.bincount(minlength=classes**2).view(classes, classes))
+    for truth, known, prediction in zip(labels, counted, said, strict=True):
+        pairs = truth[known] * (classes + 1) + prediction[known]
+        table = pairs.bincount(minlength=classes * (classes + 1))
+        counts.append(table.view(classes, classes + 1))
     return torch.stack(counts)
 
 
@@ -200,17 +237,19 @@ def _logits(output: Any) -> Tensor:
     return output.detach()
 
 
-def _checked(labels: Tensor, said: Tensor, classes: int, ignored: int) -> Tensor:
+def _checked(labels: Tensor, said: Tensor, classes: int, ignored: int) -> tuple[Tensor, Tensor]:
+    """Return labels, and which of them count."""
     labels = labels.detach().cpu()
     if labels.is_floating_point() or labels.shape != said.shape:
         raise DataError(
             f"Expected labels of shape {tuple(said.shape)}, one whole number a pixel, got "
             f"{labels.dtype} {tuple(labels.shape)}"
         )
-    labels = labels.long().masked_fill(labels == ignored, -1)
-    outside = labels[(labels < -1) | (labels >= classes)]
+    labels = labels.long()
+    counted = labels != ignored
+    outside = labels[counted & ((labels < 0) | (labels >= classes))]
     if len(outside):
         raise DataError(
             f"Expected labels from 0 to {classes - 1} or {ignored}, got {int(outside[0])}"
         )
-    return labels
+    return labels, counted

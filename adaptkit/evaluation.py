@@ -30,7 +30,8 @@ class Evaluation:
         classes: how many classes the model has, K.
         nll: shape (n,), float64, −log of the label's probability, in nats; None without labels.
         brier: shape (n,), float64, Σ_k (p_k − [k = label])², 0 to 2; None without labels.
-        top5: shape (n,), whether the label is among the five largest logits; None without labels.
+        top5: shape (n,), whether the label is among the five largest logits, those of equal ones
+            first that come first; None without labels.
     """
 
     predictions: NDArray[np.int64]
@@ -104,6 +105,11 @@ def evaluate(
             output = (forward or call)(model, to_device(batch, where))
             logits = _logits(output)
             classes = classes or logits.shape[1]
+            if logits.shape[1] != classes:
+                raise DataError(
+                    f"Expected logits of as many classes in each batch, got {classes} and "
+                    f"{logits.shape[1]}"
+                )
             log_p = _log_softmax(logits)
             found.append(_summary(log_p))
             given = labels_of(batch)
@@ -177,8 +183,9 @@ def _losses(log_p: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of_label = log_p.gather(1, labels[:, None])
     p = log_p.exp()
     brier = p.square().sum(1) - 2 * of_label.exp()[:, 0] + 1
-    # NaN compares false, so that a sample without logits is not in.
-    top5 = (log_p > of_label).sum(1).lt(5) & ~log_p.isnan().any(1)
+    order = torch.arange(log_p.shape[1], device=log_p.device)
+    ahead = (log_p > of_label) | ((log_p == of_label) & (order < labels[:, None]))
+    top5 = ahead.sum(1).lt(5) & ~log_p.isnan().any(1)
     return (-of_label[:, 0]).double().cpu(), brier.double().cpu(), top5.cpu()
 
 

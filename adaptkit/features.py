@@ -26,6 +26,8 @@ def features(
 ) -> NDArray[np.float32]:
     """Return a layer's output for each sample, averaged over all dimensions but the first two.
 
+    A linear layer's features come last: there, over those between the first and the last.
+
     Args:
         model: run in eval mode on its own device, and left as it was.
         loader: any iterable of batches, as for `evaluate`.
@@ -54,14 +56,14 @@ def features(
     seen: list[Tensor] = []
     found: list[NDArray[np.float32]] = []
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append([*args, *kwargs.values()][0])
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         seen.append(output)
 
     hook = (
-        module.register_forward_pre_hook(before)
+        module.register_forward_pre_hook(before, with_kwargs=True)
         if takes_input
         else module.register_forward_hook(after)
     )
@@ -72,10 +74,10 @@ def features(
         for batch in loader:
             seen.clear()
             (forward or call)(model, to_device(batch, where))
-            found.append(_vectors(seen, layer or POOLED))
+            found.append(_vectors(seen, layer or POOLED, isinstance(module, nn.Linear)))
             if progress:
                 progress("features", sum(map(len, found)), None)
-    if not found:
+    if not any(map(len, found)):
         raise DataError("there is no data to take features of: the loader is empty")
     return np.concatenate(found)
 
@@ -98,7 +100,7 @@ def _chosen(model: nn.Module, layer: str | None) -> tuple[nn.Module, bool]:
     raise DataError("the model has neither a linear nor a norm layer: name one with layer=")
 
 
-def _vectors(seen: list[Tensor], name: str) -> NDArray[np.float32]:
+def _vectors(seen: list[Tensor], name: str, last: bool) -> NDArray[np.float32]:
     if len(seen) != 1:
         times = "not at all" if not seen else f"{len(seen)} times"
         raise DataError(f"a batch passes layer {name!r} {times}, expected once: name another layer")
@@ -106,5 +108,7 @@ def _vectors(seen: list[Tensor], name: str) -> NDArray[np.float32]:
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
         raise DataError(f"Expected layer {name!r} to give a tensor of shape (N, D, ...)")
     x = x.detach().float()
-    vectors: NDArray[np.float32] = (x.flatten(2).mean(2) if x.ndim > 2 else x).cpu().numpy()
+    if x.ndim > 2:
+        x = x.flatten(1, -2).mean(1) if last else x.flatten(2).mean(2)
+    vectors: NDArray[np.float32] = x.cpu().numpy()
     return vectors

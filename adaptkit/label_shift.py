@@ -6,8 +6,18 @@ from scipy.optimize import nnls
 
 from adaptkit.errors import DataError
 from adaptkit.evaluation import Evaluation
+from adaptkit.shift.mmd import median_distance, regrouped
+from adaptkit.shift.pairs import p_value
+from adaptkit.shift.result import Sample, checked
 
 Floats = NDArray[np.float64]
+
+PERMUTATIONS = 199
+_SIGNIFICANT = 0.05
+_APART = 0.1  # total variation between the target's shares and the source's
+_LEFT = 0.4  # of the domains' MMD², that may remain with equal shares
+_RARE = 0.02  # share below which a class may lack images
+_LEAST = 10  # images to compare
 
 
 def class_shares(source: Evaluation, target: Evaluation) -> Floats:
@@ -36,15 +46,78 @@ def class_shares(source: Evaluation, target: Evaluation) -> Floats:
     >>> class_shares(of(labels, labels), of(np.repeat([0, 1], [90, 10]))).round(3).tolist()
     [0.9, 0.1]
     """
-    if source.labels is None:
-        raise DataError("Expected a source evaluation with labels")
+    labels = _labels(source)
     k = max(_width(source), _width(target))
     rates = np.zeros((k, k))
-    for i in np.unique(source.labels):
-        rates[i] = _shares(source.predictions[source.labels == i], k)
+    for i in np.unique(labels):
+        rates[i] = _shares(source.predictions[labels == i], k)
     found, _ = nnls(rates.T, _shares(target.predictions, k))
     total = found.sum()
     return np.asarray(found / total if total > 0 else found, dtype=np.float64)
+
+
+def only_shares_moved(
+    source: Evaluation,
+    target: Evaluation,
+    of_source: Sample,
+    of_target: Sample,
+    *,
+    seed: int = 0,
+) -> float | None:
+    """Say whether a target is its source with other class shares, judged by MMD² of features.
+
+    Source images are drawn, without replacement, by the shares that `class_shares` estimates. The
+    shares alone have moved if the target differs from the source as it is (p < 0.05) but not from
+    the images drawn (p of 0.05 or more), and by so little that what could have gone unnoticed, 95%
+    of the regroupings' MMD², leaves less than two fifths of the difference. So a target of few
+    images, in which nothing could be noticed, does not pass for one whose images stayed.
+
+    Args:
+        source: of the source model, with labels.
+        target: of the same model on the target; labels are not read.
+        of_source: shape (N, D), features of the source's images in the order of `source`.
+        of_target: shape (M, D), of the target's.
+        seed: decides which images are drawn, and the regroupings.
+
+    Returns:
+        The total variation, 0.1 to 1, between the target's shares and the source's if those alone
+        seem to have moved, else None.
+
+    Raises:
+        DataError: the source has no labels, or the features are not two finite tables of as many
+            columns.
+
+    O((N + M)²·D) time.
+    """
+    shares = class_shares(source, target)
+    counts = np.bincount(_labels(source), minlength=len(shares))
+    apart = float(np.abs(shares - counts / len(source)).sum() / 2)
+    rows = _drawn(_labels(source), counts, shares, seed)
+    if apart < _APART or min(len(rows), len(target)) < _LEAST:
+        return None
+    x, y = checked(of_source, of_target)
+    width = median_distance(x, y, seed)
+    as_it_is, within = regrouped(x, y, width, permutations=PERMUTATIONS, seed=seed)
+    if (p_value(as_it_is, within) or 0.0) >= _SIGNIFICANT:
+        return None
+    alike, within = regrouped(x[rows], y, width, permutations=PERMUTATIONS, seed=seed)
+    unnoticed = max(float(alike[0]), 0.0) + float(alike[1:].quantile(1 - _SIGNIFICANT))
+    same = (p_value(alike, within) or 0.0) >= _SIGNIFICANT
+    return apart if same and unnoticed < _LEFT * float(as_it_is[0]) else None
+
+
+def _drawn(
+    labels: NDArray[np.int64], counts: NDArray[np.int64], shares: Floats, seed: int
+) -> NDArray[np.int64]:
+    """Return rows of which each class has its share, as many as there are."""
+    wanted = shares >= _RARE
+    if not wanted.any():
+        return np.zeros(0, dtype=np.int64)
+    total = (counts[wanted] / shares[wanted]).min()
+    most = np.minimum(np.round(total * shares), counts).astype(np.int64)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = [order[labels[order] == k][:n] for k, n in enumerate(most)]
+    return np.sort(np.concatenate(chosen))
 
 
 def thresholded_confidence(source: Evaluation, target: Evaluation) -> float:
@@ -92,6 +165,12 @@ def difference_of_confidences(source: Evaluation, target: Evaluation) -> float:
     """
     fall = np.nanmean(source.confidence) - np.mean(np.nan_to_num(target.confidence, nan=0.0))
     return float(np.clip(_accuracy(source) - fall, 0, 1))
+
+
+def _labels(source: Evaluation) -> NDArray[np.int64]:
+    if source.labels is None:
+        raise DataError("Expected a source evaluation with labels")
+    return source.labels
 
 
 def _accuracy(source: Evaluation) -> float:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
+from adaptkit.calibration import BINS, equal_mass, equal_width, most_bias
 from adaptkit.errors import DataError
 from adaptkit.evaluation import Evaluation
 
 Floats = NDArray[np.float64]
 
-ECE_BINS = 15
 RESAMPLES = 1000
 _AT_A_TIME = 50  # resamples
 
@@ -28,7 +28,7 @@ def quality(evaluation: Evaluation) -> dict[str, float]:
     - nll: the mean of −log p(label), in nats; brier: the mean of Σ_k (p_k − [k = label])², 0 to 2.
     - ece: Σ_b |Σ_{i in b} (confidence_i − correct_i)| / n over 15 bins of confidence of equal
       width; ece_equal_mass: over 15 bins with as many samples each (equal confidences together).
-      0 to 1; biased upwards for few samples.
+      0 to 1; biased upwards, the more the fewer samples and the smaller the error.
 
     Samples whose logits are NaN count as wrong; in the last four they are left out.
 
@@ -46,7 +46,7 @@ def quality(evaluation: Evaluation) -> dict[str, float]:
     """
     labels, predictions = _labels(evaluation), evaluation.predictions
     occurring = np.unique(labels)
-    union = np.unique([*labels, *predictions[predictions >= 0]])
+    union = np.union1d(labels, predictions[predictions >= 0])
     figures = {
         "balanced_accuracy": float(
             np.mean(
@@ -75,7 +75,13 @@ def quality_intervals(
     """Return percentile intervals of the changes after − before, from a paired bootstrap.
 
     Each resample draws samples with replacement, the same ones before and after, so what both have
-    in common cancels. The bins of the calibration errors stay as they are.
+    in common cancels.
+
+    Calibration errors are biased upwards, and those of a resample more so, so that percentiles
+    alone would hold the true change of two calibrated models next to never. Theirs are centred on
+    the change as observed, and reach as much further down as `most_bias` allows the second to be
+    too high, and further up for the first: then they hold the change in the population, over
+    these bins, at their level or more. The bins stay as they are.
 
     Args:
         before: with labels.
@@ -84,8 +90,15 @@ def quality_intervals(
         seed: decides them.
         level: of the intervals.
 
+    Raises:
+        DataError: the evaluations have no labels, or are not of as many samples.
+
     Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
+    if len(before) != len(after):
+        raise DataError(
+            f"Expected two evaluations of the same samples, got {len(before)} and {len(after)}"
+        )
     known = _known(before) & _known(after)
     tables = _Tables.of(before, known), _Tables.of(after, known)
     n = len(before)
@@ -98,13 +111,20 @@ def quality_intervals(
         for name in first:
             changes.setdefault(name, []).append(second[name] - first[name])
     tail = 100 * (1 - level) / 2
+    once = np.ones((1, n))
+    observed = [table.means(once) for table in tables]
     intervals: dict[str, tuple[float, float]] = {}
     for name, parts in changes.items():
         values = np.concatenate(parts)
         values = values[np.isfinite(values)]
-        if len(values):
-            low, high = np.percentile(values, [tail, 100 - tail])
-            intervals[name] = float(low), float(high)
+        if not len(values):
+            continue
+        low, high = np.percentile(values, [tail, 100 - tail])
+        if name in tables[0].bias and values.any():  # else both models say the same
+            off = float(observed[1][name][0] - observed[0][name][0] - values.mean())
+            low = max(low + off - tables[1].bias[name], -1.0)
+            high = min(high + off + tables[0].bias[name], 1.0)
+        intervals[name] = float(low), float(high)
     return intervals
 
 
@@ -136,6 +156,7 @@ class _Tables:
     known: Floats  # (n,)
     losses: Mapping[str, Floats]  # name -> (n,)
     gaps: Mapping[str, sparse.csr_matrix]  # name -> (n, bins) of confidence − correct
+    bias: Mapping[str, float]  # of these
 
     @classmethod
     def of(cls, evaluation: Evaluation, known: NDArray[np.bool_]) -> "_Tables":
@@ -145,15 +166,17 @@ class _Tables:
         gap = np.where(known, evaluation.confidence - hit, 0.0)
         confidence = np.where(known, evaluation.confidence, 0.0)
         losses = {"nll": evaluation.nll, "brier": evaluation.brier}
+        bins = {"ece": equal_width(confidence), "ece_equal_mass": equal_mass(confidence, known)}
         return cls(
             _table(labels, np.ones(len(labels)), k),
             _table(np.maximum(predictions, 0), (predictions >= 0).astype(float), k),
             _table(labels, hit.astype(float), k),
             known.astype(float),
             {name: np.where(known, v, 0.0) for name, v in losses.items() if v is not None},
+            {name: _table(columns, gap, BINS) for name, columns in bins.items()},
             {
-                "ece": _table(_equal_width(confidence), gap, ECE_BINS),
-                "ece_equal_mass": _table(_equal_mass(confidence, known), gap, ECE_BINS),
+                name: most_bias(confidence[known], hit[known], columns[known])
+                for name, columns in bins.items()
             },
         )
 
@@ -201,15 +224,3 @@ def _mean_ratio(above: Floats, below: Floats) -> Floats:
     ratio = np.divide(above, below, out=np.zeros_like(below), where=below > 0)
     present = (below > 0).sum(1)
     return np.asarray(ratio.sum(1) / np.maximum(present, 1), dtype=np.float64)
-
-
-def _equal_width(confidence: Floats) -> NDArray[np.int64]:
-    """Return each sample's bin: (0, 1/15] is 0, (1/15, 2/15] is 1, and so on."""
-    return np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-
-
-def _equal_mass(confidence: Floats, known: NDArray[np.bool_]) -> NDArray[np.int64]:
-    if not known.any():
-        return np.zeros(len(confidence), dtype=np.int64)
-    inner = np.quantile(confidence[known], np.arange(1, ECE_BINS) / ECE_BINS)
-    return np.searchsorted(inner, confidence).astype(np.int64)

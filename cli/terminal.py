@@ -122,11 +122,16 @@ def print_shift(run: "ShiftRun") -> None:
 
 def _print_domains(out: Console, report: "Report") -> None:
     """Print what source data adds: images, features before and after, and estimates."""
-    images = [r for r in report.rows if r.metric == "input_shift" and r.before is not None]
-    if images:
-        moved = ", ".join(f"{r.scope.removeprefix('input:')} {r.before:+.2f}" for r in images[:3])
+    shifts = [r for r in report.rows if r.metric == "input_shift" and r.before is not None]
+    if shifts:
+        moved = ", ".join(f"{r.scope.rpartition('.')[2]} {r.before:+.2f}" for r in shifts[:3])
         out.print(f"\nThe images against the source's, in its standard deviations: {moved}")
+    images = ("feature:images", "feature:images.")
+    alike = report.row("mmd2_p", images[0])
+    if alike is not None and alike.before is not None:
+        out.print(f"Distributed as the source's, by MMD²: p = {_p_value(alike.before)}")
     rows = [r for r in report.rows if r.scope.startswith("feature:")]
+    rows = [r for r in rows if r.scope != images[0] and not r.scope.startswith(images[1])]
     if rows:
         table = _table(f"{rows[0].scope.removeprefix('feature:')} features against source")
         for title in ("before", "after", "p before", "p after"):

@@ -44,6 +44,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "same", x[1350:], None)
     two = np.isin(y[1350:], [3, 5])
     write(folder / "two", x[1350:][two], None)
+    write(folder / "one", x[1350:1351], None)
+    write(folder / "few", x[1350:1355], y[1350:1355])
+    write(folder / "some", x[900:960], y[900:960])
+    write(folder / "named", x[900:930], np.array(["cat", "dog"])[y[900:930] % 2])
+    for name in ("broken", "half"):
+        write(folder / name, x[1350:1360], None)
+        for image in sorted((folder / name).iterdir())[: None if name == "broken" else 1]:
+            image.write_bytes(b"nothing")
     return folder
 
 
@@ -74,6 +82,7 @@ def test_without_source_data(here: Path) -> None:
     assert (table.loc["symmetric_kl"].after == 0).all()
     record = json.loads(Path("net-shift.json").read_text())
     assert record["samples"] == {"target": 447, "source": None}
+    assert record["verdict"] in " ".join(result.stdout.split())
     assert sorted(p.name for p in Path().iterdir()) == ["net-shift.csv", "net-shift.json"]
 
 
@@ -91,18 +100,27 @@ def test_with_source_data_every_metric_is_there_before_and_after(here: Path) -> 
     assert set(at.index) >= {"coral", "c2st_auc", "ks_fraction"}
     for metric in ("mmd2_p", "energy_p", "c2st_auc_p", "ks_fraction_p"):
         assert 0 < at.loc[metric, "before"] < 0.05
-    assert table.loc[("input_shift", "input:contrast"), "before"] < -2
-    assert table.loc[("input_shift", "input:width"), "p_value"] == 1  # all are 8 pixels wide
-    assert np.isnan(table.loc[("input_shift", "input:width"), "before"])
+    contrast = table.loc[("input_shift", "feature:images.contrast")]
+    assert contrast.before == contrast.after < -2  # AdaBN leaves the images alone
+    assert table.loc[("input_shift_p", "feature:images.width"), "before"] == 1  # all are 8 wide
+    assert np.isnan(table.loc[("input_shift", "feature:images.width"), "before"])
+    images = table.xs("feature:images", level="scope")
+    assert set(images.index) == set(at.index)  # as of any features
+    assert images.loc["c2st_auc_p", "before"] < 0.001
+    assert table.p_value.isna().all()  # that column is of changes
     assert 0 < table.loc[("accuracy_atc", "all"), "before"] < 1
-    shares = table.loc["estimated_share"].before
-    assert shares.sum() == pytest.approx(1)
+    for when in ("before", "after"):
+        assert table.loc["estimated_share"][when].sum() == pytest.approx(1)
+    scopes = {scope.partition(":")[0] for scope in table.index.get_level_values("scope")}
+    assert scopes == {"all", "class", "layer", "feature"}
+    record = json.loads(Path("net-shift.json").read_text())
+    assert record["samples"] == {"target": 447, "source": 450}
 
 
 def test_no_shift_is_found_where_there_is_none(here: Path) -> None:
     result = run(
         *("shift", "--model", here / "net.pt", "--target", here / "same"),
-        *("--source-data", here / "source"),
+        *("--source-data", here / "source", "--samples", "250"),
     )
     assert result.exit_code == 0, result.output
     at = rows().xs("feature:pooled", level="scope")
@@ -113,15 +131,19 @@ def test_no_shift_is_found_where_there_is_none(here: Path) -> None:
 
 def test_moved_shares_are_told_from_moved_images(here: Path) -> None:
     line: tuple[object, ...] = ("--target", here / "two", "--source-data", here / "source")
-    result = run("shift", "--model", here / "net.pt", *line)
+    result = run("shift", "--model", here / "net.pt", *line, "--samples", "300")
     assert result.exit_code == 0, result.output
     assert "class shares seem to have moved, not its images" in " ".join(result.stdout.split())
     shares = rows().loc["estimated_share"].before
     assert shares[["class:3", "class:5"]].sum() > 0.95
     adapted = run("adapt", "--source", here / "net.pt", *line)
     assert "class shares seem to have moved" in " ".join(adapted.stdout.split())
+    record = json.loads(Path("net-adapted.json").read_text())
+    assert any("class shares seem to have moved" in note for note in record["notes"])
+    assert "norm layers see another domain" in record["verdict"]
     covariate = run(
-        "shift", "--model", here / "net.pt", "--target", here / "target", *line[2:], "--force"
+        *("shift", "--model", here / "net.pt", "--target", here / "target", *line[2:]),
+        *("--samples", "300", "--force"),
     )
     assert "class shares seem to have moved" not in " ".join(covariate.stdout.split())
 
@@ -155,8 +177,54 @@ def test_named_layers_and_reports(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "source", "note"),
+    [
+        ("one", "some", "too few images (60 of the source, 1 of the target) for mmd2, frechet"),
+        ("some", "one", "too few images (1 of the source, 60 of the target) for mmd2, frechet"),
+        ("few", "some", "for proxy_a_distance, c2st_auc, which are left out"),
+        ("some", "few", "the source images lack 7 of 10 classes"),
+        ("few", "one", "the source images have no labels, so the target's accuracy is not"),
+        ("few", "named", "(cat, dog) is named like a class of the checkpoint"),
+    ],
+)
+def test_what_few_or_unlabelled_images_cannot_tell(
+    here: Path, target: str, source: str, note: str
+) -> None:
+    line = ("--target", here / target, "--source-data", here / source)
+    result = run("shift", "--model", here / "net.pt", *line)
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    assert note in words
+    assert any(note in said for said in json.loads(Path("net-shift.json").read_text())["notes"])
+    assert ("A single image cannot tell" in words) == (target == "one")
+    table = rows()
+    assert ("energy", "feature:pooled") in table.index
+    assert ("mmd2" in table.xs("feature:pooled", level="scope").index) == (
+        "one" not in (target, source)
+    )
+    adapted = run("adapt", "--source", here / "net.pt", *line)
+    assert adapted.exit_code == 0, adapted.output
+    assert note in " ".join(adapted.stdout.split())
+
+
+def test_what_cannot_be_read_is_named_in_either_folder(here: Path) -> None:
+    line = ("--target", here / "half", "--source-data", here / "half", "--skip-bad")
+    for command in (("shift", "--model"), ("adapt", "--source")):
+        result = run(*command, here / "net.pt", *line)
+        assert result.exit_code == 0, result.output
+        assert "Skipped 2 that cannot be read" in result.stdout
+        assert f"{here / 'half' / '0000.png'}: " in result.stdout
+    for name in ("net-shift.json", "net-adapted.json"):
+        skipped = json.loads(Path(name).read_text())["skipped"]
+        assert [*skipped] == ["0000.png", str(here / "half" / "0000.png")]
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--target", "BROKEN"], "none of the 10 images in"),
+        (["--source-data", "BROKEN"], "can be read, the first being 000"),
+        (["--arch", "torchvision:fcn_resnet50"], "unknown architecture"),  # not for classes
         (["--target", "missing"], "missing"),
         (["--layer", "nothing"], "no layer 'nothing'"),
         (["--report", "r.txt"], "a report ending in .csv"),
@@ -166,7 +234,8 @@ def test_named_layers_and_reports(here: Path) -> None:
 def test_mistakes_are_one_line(here: Path, args: list[str], message: str) -> None:
     Path("empty").mkdir()
     line: dict[str, object] = {"--target": here / "target", "--source-data": here / "source"}
-    line |= dict(zip(args[::2], args[1::2], strict=True))
+    given = [here / "broken" if word == "BROKEN" else word for word in args]
+    line |= dict(zip(args[::2], given[1::2], strict=True))
     words = [word for pair in line.items() for word in pair]
     result = run("shift", "--model", here / "net.pt", *words)
     assert result.exit_code in (1, 2)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from adaptkit import DataError, DenseEvaluation, adapt, compare, evaluate, evaluate_dense
+from adaptkit.dense import dense_intervals
 
 
 def data(n: int, seed: int, strength: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -99,3 +100,60 @@ def test_bad_input() -> None:
         compare(evaluated(logits, labels), other)
     with pytest.raises(DataError, match="of the same kind"):
         compare(other, evaluate(nn.Identity(), [torch.zeros(3, 2)]))
+
+
+def test_a_pixel_of_nan_is_a_wrong_answer_of_unknown_confidence() -> None:
+    logits, labels = torch.zeros(2, 3, 2, 2), torch.zeros(2, 2, 2, dtype=torch.int64)
+    logits[:, 0] = 1
+    logits[0, :, 0, 0] = torch.nan
+    found = evaluated(logits, labels)
+    assert found.pixel_accuracy == 7 / 8
+    assert found.mean_iou == 7 / 8
+    assert found.predicted.tolist() == [[3, 0, 0], [4, 0, 0]]
+    assert np.isnan(found.confidence).tolist() == [True, False]
+    row = compare(found, found).row("confidence_mean")
+    assert row is not None
+    assert row.n == 1
+    nothing = evaluated(torch.full((2, 3, 2, 2), torch.nan), labels)
+    assert (nothing.pixel_accuracy, nothing.mean_iou) == (0.0, 0.0)
+    assert compare(nothing, found).to_json()
+
+
+def test_images_of_ignored_pixels_alone_have_no_figures() -> None:
+    logits, labels = data(2, 0)
+    found = evaluated(logits, torch.full_like(labels, 255))
+    assert np.isnan(list(found.figures().values())).all()
+    assert dense_intervals(found, found) == {}
+    report = compare(found, found)
+    assert report.row("mean_iou") is None
+    assert report.row("confidence_mean") is not None
+
+
+def test_minus_one_is_a_label_only_where_that_is_the_ignored_one() -> None:
+    logits, labels = data(2, 0)
+    minus = labels.masked_fill(labels == 255, -1)
+    with pytest.raises(DataError, match="labels from 0 to 3 or 255, got -1"):
+        evaluated(logits, minus)
+    found = evaluate_dense(nn.Identity(), [(logits, minus)], ignored=-1)
+    assert found.figures() == evaluated(logits, labels).figures()
+
+
+def test_intervals_are_those_of_resampled_images() -> None:
+    worse, labels = data(9, 0, 0.5)
+    before, after = evaluated(worse, labels), evaluated(data(9, 0, 2.0)[0], labels)
+    drawn = np.random.default_rng(5).integers(9, size=(40, 9))
+    changes = []
+    for rows in drawn:
+        first, second = (
+            DenseEvaluation(e.predicted[rows], e.confusion[rows], e.confidence, e.entropy, {})
+            for e in (before, after)
+            if e.confusion is not None
+        )
+        assert first.mean_iou is not None
+        assert second.mean_iou is not None
+        changes.append(second.mean_iou - first.mean_iou)
+    expected = np.percentile(changes, [2.5, 97.5])
+    found = dense_intervals(before, after, resamples=40, seed=5)["mean_iou"]
+    assert found == pytest.approx(tuple(expected))
+    with pytest.raises(DataError, match="the same images"):
+        dense_intervals(before, evaluated(*data(3, 1)))

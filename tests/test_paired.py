@@ -90,3 +90,39 @@ def test_no_spread_gives_no_interval(n: int) -> None:
     change = mean_change(before, before + 0.1)
     assert change.change == pytest.approx(0.1)
     assert change[1:] == (None, None, None)
+
+
+def test_wilsons_interval_covers_at_its_level() -> None:
+    """Exactly, over all outcomes: it holds 95% on average over proportions, not for each."""
+    n = 40
+    intervals = [wilson(k, n) for k in range(n + 1)]
+    shares = np.linspace(0.05, 0.95, 91)
+    held = [
+        sum(stats.binom.pmf(k, n, p) for k, (low, high) in enumerate(intervals) if low <= p <= high)
+        for p in shares
+    ]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.005)
+    assert min(held) > 0.9
+
+
+def test_mcnemars_p_value_is_valid_without_a_change() -> None:
+    """Exactly, over all outcomes: of 12 that changed side, p is below a level at most so often."""
+    p_values = np.array([proportion_change(*pairs(5, 12 - k, k, 5)).p_value for k in range(13)])
+    chance = stats.binom.pmf(range(13), 12, 0.5)
+    for level in (0.01, 0.05, 0.2, 0.5):
+        assert chance[p_values <= level].sum() <= level
+    assert chance[p_values <= 0.05].sum() > 0.03
+
+
+def test_the_paired_ts_p_values_are_uniform_and_its_intervals_cover() -> None:
+    rng = np.random.default_rng(0)
+    p_values, held = [], 0
+    for _ in range(400):
+        before = rng.normal(size=25)
+        change = mean_change(before, before + rng.normal(0, 0.5, 25))
+        assert change.ci_low is not None
+        assert change.ci_high is not None
+        p_values.append(change.p_value or 0.0)
+        held += change.ci_low <= 0 <= change.ci_high
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+    assert 0.92 <= held / 400 <= 0.98

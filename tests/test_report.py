@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def test_unlike_evaluations_are_refused() -> None:
         compare(evaluation(3), evaluation(3, labels=LABELS[::-1]))
     with pytest.raises(DataError, match="different labels"):
         compare(evaluation(3), evaluation(3, labels=None))
+    four = replace(evaluation(3), classes=4)
+    with pytest.raises(DataError, match="the names of 4 classes, got 2"):
+        compare(four, four, classes=["a", "b"])
 
 
 def test_samples_without_a_figure_are_left_out_of_the_means() -> None:
@@ -130,15 +134,24 @@ def test_symmetric_kl_is_the_sum_of_both_divergences(
     a = distributions.Normal(mean_a, var_a.sqrt())
     b = distributions.Normal(mean_b, var_b.sqrt())
     both = distributions.kl_divergence(a, b) + distributions.kl_divergence(b, a)
-    found = symmetric_kl(mean_a, var_a, mean_b, var_b)
+    result = symmetric_kl(mean_a, var_a, mean_b, var_b)
+    assert (result.p_value, result.n, result.m) == (None, len(mean_a), len(mean_a))
+    found = float(result)
     assert found == pytest.approx(both.mean().item(), rel=1e-9, abs=1e-9)
-    assert found == pytest.approx(symmetric_kl(mean_b, var_b, mean_a, var_a))
+    assert found == pytest.approx(float(symmetric_kl(mean_b, var_b, mean_a, var_a)))
+    assert found == float(symmetric_kl(*(v.numpy() for v in (mean_a, var_a, mean_b, var_b))))
     assert found >= 0
 
 
 def test_symmetric_kl_refuses() -> None:
     one = torch.ones(2)
-    with pytest.raises(ValueError, match="four vectors of one length"):
+    with pytest.raises(DataError, match="four vectors of one length"):
         symmetric_kl(one, one, one, torch.ones(3))
-    with pytest.raises(ValueError, match="positive variances"):
+    with pytest.raises(DataError, match="four vectors of one length"):
+        symmetric_kl([], [], [], [])
+    with pytest.raises(DataError, match="positive variances"):
         symmetric_kl(one, one * 0, one, one)
+    with pytest.raises(DataError, match="finite means and variances"):
+        symmetric_kl(one * torch.nan, one, one, one)
+    with pytest.raises(DataError, match="mean_a to be an array of real numbers"):
+        symmetric_kl(["a"], one, one, one)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,29 +14,40 @@ from torch import nn
 from adaptkit.checkpoint import load_checkpoint
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
-from adaptkit.errors import EstimationError, OutputError
+from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError
 from adaptkit.estimation import estimate
 from adaptkit.evaluation import Evaluation, evaluate
 from adaptkit.features import POOLED, features
 from adaptkit.files import check_outputs, write_files
-from adaptkit.label_shift import class_shares, difference_of_confidences, thresholded_confidence
+from adaptkit.label_shift import (
+    class_shares,
+    difference_of_confidences,
+    only_shares_moved,
+    thresholded_confidence,
+)
 from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
 from adaptkit.pipeline.common import (
     Clock,
     Progress,
     open_images,
+    recognition_notes,
     refuse_too_many_bad,
     versions,
 )
-from adaptkit.report import Report, Row, feature_rows, input_rows, verdict
+from adaptkit.report import (
+    Report,
+    Row,
+    feature_rows,
+    figure_rows,
+    input_rows,
+    unknown_metrics,
+    verdict,
+)
 from adaptkit.report.layers import error_rows, layer_rows, target_of
-from adaptkit.shift import mmd2
 from adaptkit.shift.images import image_figures
 from adaptkit.transform import Transform
 
 SAMPLES = 1000  # images of each domain; pairwise metrics cost their square
-_SIGNIFICANT = 0.05
-_MOVED_SHARES = 0.1  # total variation from the source's
 
 
 @dataclass(frozen=True)
@@ -53,10 +65,12 @@ class ShiftRun:
 
 @dataclass(frozen=True)
 class AgainstSource:
-    """What source data adds to a report: rows, and what has to be said in words."""
+    """What source data adds to a report: rows, what has to be said in words, how many images."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    images: int
+    skipped: dict[str, str]
 
 
 def shift_folders(
@@ -89,7 +103,7 @@ def shift_folders(
         layer: whose features are compared, by default the pooled ones before the last linear layer.
         samples: how many images of each domain are compared at most, drawn at random.
         report: the CSV; by default ``<model stem>-shift.csv`` in the current folder.
-        arch: overrides the architecture that the checkpoint names.
+        arch: overrides the architecture that the checkpoint names, or has in its keys.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch.
         workers: processes that decode images; 0 decodes in this one.
@@ -122,21 +136,24 @@ def shift_folders(
         every = open_images(checkpoint, Path(target), batch_size, workers)
         of_source = source_data and open_images(checkpoint, Path(source_data), batch_size, workers)
     chosen = drawn(every, samples, seed)
-    with clock.stage("estimate"):
+    with clock.stage("estimate"), some_readable(chosen):
         statistics = estimate(net, chosen, samples="all", seed=seed, progress=progress)
     refuse_too_many_bad(chosen, skip_bad)
     adapted = statistics.apply(copy.deepcopy(net))
     own, new = ({n: read(m) for n, m in norm_layers(x).items()} for x in (net, adapted))
     rows = [*layer_rows(own, new, target_of(new, statistics)), *error_rows(statistics)]
-    notes = [every.listing.note] if every.listing.note else []
+    notes = recognition_notes(checkpoint)
+    notes += [every.listing.note] if every.listing.note else []
+    skipped, against = dict(every.skipped), None
     if of_source:
-        with clock.stage("source"):
-            added = against_source(
-                net, adapted, drawn(of_source, samples, seed), chosen, layer, seed, progress
-            )
-        refuse_too_many_bad(of_source, skip_bad)
-        rows += added.rows
-        notes += added.notes
+        part = drawn(of_source, samples, seed)
+        with clock.stage("source"), some_readable(part):
+            against = against_source(net, adapted, part, chosen, layer, seed, progress)
+        refuse_too_many_bad(part, skip_bad)
+        rows += against.rows
+        notes += [note for note in against.notes if note not in notes]
+        skipped |= against.skipped
+    said = verdict(Report(tuple(rows)), statistics)
     transform = checkpoint.transform
     found = Report(
         tuple(rows),
@@ -149,19 +166,17 @@ def shift_folders(
             "transform": transform and transform.to_dict(),
             "samples": {
                 "target": statistics.samples,
-                "source": min(samples, len(of_source.listing.paths)) if of_source else None,
+                "source": against and against.images,
             },
+            "verdict": said,
             "notes": notes,
-            "skipped": dict(every.skipped) | (dict(of_source.skipped) if of_source else {}),
+            "skipped": skipped,
             "seconds": clock.seconds,
         },
     )
-    said = verdict(found, statistics)
     texts = found.to_csv(), found.to_json()
     write_files({path: (text or "").encode() for path, text in zip(outputs, texts, strict=True)})
-    return ShiftRun(
-        found, csv, outputs[1], said, tuple(notes), dict(every.skipped), len(every.listing.paths)
-    )
+    return ShiftRun(found, csv, outputs[1], said, tuple(notes), skipped, len(every.listing.paths))
 
 
 def against_source(
@@ -185,18 +200,26 @@ def against_source(
     before = features(model, target, layer=layer, progress=progress)
     anew = target if restyled is None else target.prepared_by(restyled)
     after = features(adapted, anew, layer=layer, progress=progress)
+    restyled_figures = None if restyled is None else _figures(anew)
     rows = [
-        *input_rows(_figures(source), _figures(target)),
+        *input_rows(_figures(source), _figures(target), restyled_figures, seed=seed),
+        *figure_rows(_sizes(source), _sizes(target)),
         *feature_rows(scope, first, before, after, seed=seed),
     ]
-    notes: list[str] = []
-    at_source = evaluate(model, source)
-    if at_source.labels is not None:
+    notes = [*_notes(source, len(first), len(before))]
+    if source.listing.labels is not None:
+        at_source = evaluate(model, source)
         on_target = evaluate(model, target), evaluate(adapted, anew)
         rows += _estimates(at_source, *on_target, source.listing.classes)
-        note = _label_shift(at_source, on_target[0], first, before, seed)
-        notes += [note] if note else []
-    return AgainstSource(tuple(rows), tuple(notes))
+        apart = only_shares_moved(at_source, on_target[0], first, before, seed=seed)
+        if apart is not None:
+            notes.append(
+                f"the target's class shares seem to have moved, not its images: they lie "
+                f"{apart:.0%} from the source's, and source images drawn by them look like the "
+                f"target's. AdaBN assumes equal shares and may hurt here."
+            )
+    skipped = {str(source.listing.root / path): why for path, why in source.skipped.items()}
+    return AgainstSource(tuple(rows), tuple(notes), len(first), skipped)
 
 
 def drawn(loader: ImageLoader, samples: int, seed: int) -> ImageLoader:
@@ -206,12 +229,32 @@ def drawn(loader: ImageLoader, samples: int, seed: int) -> ImageLoader:
     return loader.subset(order[:samples].tolist())
 
 
+@contextmanager
+def some_readable(loader: ImageLoader) -> Iterator[None]:
+    """Say that no image can be read, where that is why a block fails."""
+    try:
+        yield
+    except AdaptkitError as error:
+        total = len(loader.dataset)  # type: ignore[arg-type]
+        if len(loader.skipped) < total:
+            raise
+        name, reason = next(iter(loader.skipped.items()))
+        raise DataError(
+            f"none of the {total:,} images in {loader.listing.root} can be read, the first being "
+            f"{name} ({reason})"
+        ) from error
+
+
 def _figures(loader: ImageLoader) -> dict[str, NDArray[np.float64]]:
-    """Return figures of all images as the model sees them, in the unit of the pixels, and sizes."""
+    """Return figures of all images as the model sees them, in the unit of the pixels."""
     parts = [image_figures(images) for images in pixels(loader)]
-    figures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sizes(loader: ImageLoader) -> dict[str, NDArray[np.float64]]:
+    """Return the widths and heights of the image files, in pixels."""
     sizes = np.array(loader.sizes(), dtype=np.float64).reshape(-1, 2)
-    return figures | {"width": sizes[:, 0], "height": sizes[:, 1]}
+    return {"width": sizes[:, 0], "height": sizes[:, 1]}
 
 
 def pixels(loader: ImageLoader) -> Iterator[torch.Tensor]:
@@ -234,40 +277,26 @@ def _estimates(
         first, second = estimate_of(source, before), estimate_of(source, after)
         yield Row(name, "all", first, second, second - first, n=len(before))
     names = list(classes or [])
-    shares = class_shares(source, before)
-    for k, share in enumerate(shares):
+    shares = zip(class_shares(source, before), class_shares(source, after), strict=True)
+    for k, (a, b) in enumerate(shares):
         scope = f"class:{names[k] if names else k}"
-        yield Row("estimated_share", scope, float(share), None, None, n=len(before))
+        yield Row("estimated_share", scope, float(a), float(b), float(b - a), n=len(before))
 
 
-def _label_shift(
-    source: Evaluation,
-    target: Evaluation,
-    of_source: NDArray[np.float32],
-    of_target: NDArray[np.float32],
-    seed: int,
-) -> str | None:
-    """Say so if drawing the source's images by the target's shares makes the domains alike."""
-    assert source.labels is not None  # noqa: S101  the caller's condition
-    shares = class_shares(source, target)
-    own = np.bincount(source.labels, minlength=len(shares)) / len(source)
-    apart = float(np.abs(shares - own).sum() / 2)
-    if apart < _MOVED_SHARES or not shares.any():
-        return None
-    weights = np.divide(shares, own, out=np.zeros_like(shares), where=own > 0)[source.labels]
-    if not weights.any():
-        return None
-    rows = np.random.default_rng(seed).choice(
-        len(of_source), len(of_source), p=weights / weights.sum()
-    )
-    as_it_is, redrawn = (
-        mmd2(x, of_target, permutations=199, seed=seed).p_value or 0.0
-        for x in (of_source, of_source[rows])
-    )
-    if as_it_is < _SIGNIFICANT <= redrawn:
-        return (
-            f"the target's class shares seem to have moved, not its images: they lie {apart:.0%} "
-            f"from the source's, and source images drawn by them look like the target's "
-            f"(p = {redrawn:.2f}). AdaBN assumes equal shares and may hurt here."
+def _notes(source: ImageLoader, n: int, m: int) -> Iterator[str]:
+    """Yield what n source images and m of the target cannot tell."""
+    listing = source.listing
+    if listing.note:
+        yield listing.note
+    if listing.labels is None:
+        yield "the source images have no labels, so the target's accuracy is not estimated."
+    elif listing.classes and (missing := len(listing.classes) - len(set(listing.labels))):
+        yield (
+            f"the source images lack {missing} of {len(listing.classes)} classes, which the "
+            f"estimates of accuracy and class shares then know nothing of."
         )
-    return None
+    if unknown := unknown_metrics(n, m):
+        yield (
+            f"too few images ({n:,} of the source, {m:,} of the target) for {', '.join(unknown)}, "
+            f"which are left out."
+        )

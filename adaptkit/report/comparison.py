@@ -50,7 +50,8 @@ def compare(
         details: kept as the report's own.
 
     Raises:
-        DataError: the evaluations are not of the same samples.
+        DataError: the evaluations are not of the same samples, or there are fewer names than
+            classes.
 
     >>> import torch, adaptkit
     >>> net = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
@@ -61,6 +62,8 @@ def compare(
     >>> frame[["metric", "before", "after"]].head(1).values.tolist()
     [['accuracy', 0.5, 0.0]]
     """
+    if classes and len(classes) < (most := max(before.classes or 0, after.classes or 0)):
+        raise DataError(f"Expected the names of {most} classes, got {len(classes)}")
     if isinstance(before, DenseEvaluation) and isinstance(after, DenseEvaluation):
         first = [*dense_rows(before, after, classes, seed)]
     elif isinstance(before, Evaluation) and isinstance(after, Evaluation):

@@ -27,9 +27,8 @@ def dense_rows(
         intervals = dense_intervals(before, after, seed=seed)
         for name, value in first.items():
             if isfinite(value) and isfinite(second[name]):
-                yield Row(
-                    name, "all", value, second[name], second[name] - value, *intervals[name], n=n
-                )
+                low, high = intervals.get(name, (None, None))
+                yield Row(name, "all", value, second[name], second[name] - value, low, high, n=n)
         assert before.iou is not None  # noqa: S101  it has labels, like the next
         assert after.iou is not None  # noqa: S101
         for k, (a, b) in enumerate(zip(before.iou, after.iou, strict=True)):
@@ -37,7 +36,7 @@ def dense_rows(
                 yield Row("iou", class_scope(k, classes), float(a), float(b), float(b - a), n=n)
     yield mean_row("confidence_mean", before.confidence, after.confidence)
     yield mean_row("entropy_mean", before.entropy, after.entropy)
-    shares = [e.predicted.sum(0) / e.predicted.sum() for e in (before, after)]
+    shares = [e.predicted.sum(0) / max(e.predicted.sum(), 1) for e in (before, after)]
     for k, (a, b) in enumerate(zip(*shares, strict=True)):
         scope = class_scope(k, classes)
         yield Row("predicted_share", scope, float(a), float(b), float(b - a), n=n)

@@ -24,7 +24,8 @@ def energy(x: Sample, y: Sample, *, permutations: int = 0, seed: int = 0) -> Shi
         ShiftResult; p_value = (k + 1) / (permutations + 1).
 
     Raises:
-        DataError: the samples are not two finite tables of as many features.
+        DataError: the samples are not two finite tables of as many features, or `permutations` is
+            below 0.
 
     Computed in float64 and in blocks: O((N + M)²·(D + permutations)) time.
 
@@ -36,5 +37,6 @@ def energy(x: Sample, y: Sample, *, permutations: int = 0, seed: int = 0) -> Shi
     a, b = checked(x, y, least=1)
     sums = pair_sums(a, b, lambda squared: squared.sqrt_(), permutations=permutations, seed=seed)
     n, m = len(a), len(b)
-    values = 2 * sums.between / (n * m) - sums.within_x / n**2 - sums.within_y / m**2
-    return ShiftResult(max(float(values[0]), 0.0), p_value(values), n, m)
+    across = 2 * sums.between / (n * m)
+    values = across - sums.within_x / n**2 - sums.within_y / m**2
+    return ShiftResult(max(float(values[0]), 0.0), p_value(values, across), n, m)

@@ -13,8 +13,9 @@ def frechet(x: Sample, y: Sample) -> ShiftResult:
 
     with unbiased covariances. In the unit of the features squared; 0 or more and never NaN, also
     for fewer rows than features: the last trace is the sum of the singular values of
-    Σ_x^½·Σ_y^½, which exist for any covariances. Biased upwards for few rows (Chong & Forsyth
-    2020), so compare only values of equally many.
+    Σ_x^½·Σ_y^½, which exist for any covariances. Biased upwards, by tr(Σ)·(1/N + 1/M) in
+    the first term and by more in the second (Chong & Forsyth 2020), so compare only values of
+    equally many rows.
 
     Args:
         x: shape (N, D), N of 2 or more; an array or a tensor.
@@ -47,7 +48,8 @@ def coral(x: Sample, y: Sample) -> ShiftResult:
         |Σ_x − Σ_y|²_F / (4·D²)
 
     with unbiased covariances. In the unit of the features to the fourth power, 0 or more; blind to
-    a shift of the mean. Above 0 in expectation for samples of one distribution.
+    a shift of the mean. Biased upwards, so above 0 in expectation for samples of one distribution
+    too, the more the fewer rows.
 
     Args:
         x: shape (N, D), N of 2 or more; an array or a tensor.

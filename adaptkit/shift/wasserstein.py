@@ -6,6 +6,8 @@ from torch import Tensor
 from adaptkit.errors import DataError
 from adaptkit.shift.result import Sample, ShiftResult, blocks, checked, wide
 
+_AT_A_TIME = 128  # projections
+
 
 def sliced_wasserstein(
     x: Sample, y: Sample, *, projections: int = 128, seed: int = 0
@@ -46,10 +48,18 @@ def sliced_wasserstein(
     levels = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
     widths = torch.diff(levels, prepend=torch.zeros(1, dtype=torch.int64)).double() / (n * m)
     below = levels - 1
-    gap = _sorted(a, theta)[below // m] - _sorted(b, theta)[below // n]
-    squared = widths @ gap.square_()
-    return ShiftResult(float(squared.mean().sqrt()), None, n, m)
+    squared = torch.zeros((), dtype=torch.float64)
+    for some in theta.split(_AT_A_TIME, dim=1):
+        of_a, of_b = _projected(a, some), _projected(b, some)
+        for k in range(some.shape[1]):
+            gap = of_a[k].sort().values[below // m] - of_b[k].sort().values[below // n]
+            squared += widths @ gap.square_()
+    return ShiftResult(float((squared / projections).sqrt()), None, n, m)
 
 
-def _sorted(x: Tensor, theta: Tensor) -> Tensor:
-    return torch.cat([wide(block) @ theta for block in blocks(x)]).sort(0).values
+def _projected(x: Tensor, theta: Tensor) -> Tensor:
+    """Shape (projections, N)."""
+    found = torch.empty(theta.shape[1], len(x), dtype=torch.float64)
+    for block, place in zip(blocks(x), found.split([len(b) for b in blocks(x)], 1), strict=True):
+        torch.mm(theta.T, wide(block).T, out=place)
+    return found
