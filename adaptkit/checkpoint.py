@@ -20,7 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from adaptkit import __version__, norms
 from adaptkit.architectures import arguments_of, build, default_transform
-from adaptkit.errors import AdaptkitError, CheckpointError, OutputError
+from adaptkit.errors import AdaptkitError, CheckpointError, OutputError, few, shown
 from adaptkit.files import check_outputs, write_files
 from adaptkit.layers.adain import Style
 from adaptkit.recognition import recognise
@@ -30,7 +30,6 @@ FORMAT = "adaptkit/1"
 SUFFIXES = (".pt", ".pth", ".safetensors")
 _METADATA = "safetensors_metadata"  # where `header` keeps what others wrote into a safetensors one
 _TRAINING = "training"  # where `header` keeps what a training script wrote beside a state dict
-_NAMED = 3  # keys that an error lists of each kind
 _PARALLEL = "module."  # what stands before every key of a model saved inside DataParallel
 
 
@@ -284,10 +283,10 @@ def _check_header(path: Path, loaded: dict[str, Any]) -> None:
                 f"install a newer adaptkit"
             )
         raise CheckpointError(
-            f"{path} is of an unknown format {_shown(repr(kind))}; expected {FORMAT}"
+            f"{path} is of an unknown format {shown(repr(kind))}; expected {FORMAT}"
         )
     if "state_dict" not in loaded:
-        raise CheckpointError(f"{path}: expected a field 'state_dict', got {_few(list(loaded))}")
+        raise CheckpointError(f"{path}: expected a field 'state_dict', got {few(list(loaded))}")
     expected: dict[str, tuple[type, ...]] = {
         "arch": (str,),
         "arch_kwargs": (dict,),
@@ -345,11 +344,11 @@ def _check_tensors(path: Path, state_dict: Any) -> None:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{path} is neither of format {FORMAT} nor a plain state dict of tensors "
-                f"(its keys: {_few(list(state_dict), 8)}): save model.state_dict() by itself"
+                f"(its keys: {few(list(state_dict), 8)}): save model.state_dict() by itself"
             )
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
             raise CheckpointError(
-                f"{path}: '{_shown(key)}' is a sparse, quantised or complex tensor, "
+                f"{path}: '{shown(key)}' is a sparse, quantised or complex tensor, "
                 f"expected real numbers: save the model before it was converted"
             )
 
@@ -393,13 +392,13 @@ def _load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, T
         "missing": [k for k in own if k not in found and not k.endswith("num_batches_tracked")],
         "unexpected": [k for k in found if k not in own],
         "of another shape": [
-            f"{_shown(k)} {tuple(found[k].shape)} for {tuple(own[k].shape)}"
+            f"{shown(k)} {tuple(found[k].shape)} for {tuple(own[k].shape)}"
             for k in found
             if k in own and found[k].shape != own[k].shape
         ],
     }
     if any(misfits.values()):
-        said = "; ".join(f"{len(v)} {name} ({_few(v)})" for name, v in misfits.items() if v)
+        said = "; ".join(f"{len(v)} {name} ({few(v)})" for name, v in misfits.items() if v)
         raise CheckpointError(f"{path} does not fit {spec}: {said}")
     # The keys fit the modules as they are, of whatever versions the file says or does not say.
     current: Any = OrderedDict(found)
@@ -409,16 +408,6 @@ def _load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, T
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[-1].strip()
         raise CheckpointError(f"{path} cannot be loaded into {spec}: {reason}") from None
-
-
-def _few(names: Sequence[Any], most: int = _NAMED) -> str:
-    return ", ".join(map(_shown, names[:most])) + (", ..." if len(names) > most else "")
-
-
-def _shown(what: Any) -> str:
-    """Return something found in a file as a piece of one line."""
-    text = what if isinstance(what, str) and what.isprintable() else ascii(what)
-    return " ".join(text.split())[:160]
 
 
 def _check_statistics(path: Path, model: nn.Module) -> None:
@@ -510,7 +499,7 @@ def _serialised(path: Path, header: Mapping[str, Any], state_dict: dict[str, Ten
         except (TypeError, ValueError) as error:
             raise OutputError(
                 f"cannot write {path}: beside tensors a .safetensors file holds only JSON "
-                f"({_shown(str(error))}): choose a name ending in .pt"
+                f"({shown(str(error))}): choose a name ending in .pt"
             ) from None
         tensors = {k: v.clone().contiguous() for k, v in state_dict.items()}  # no shared memory
         return safetensors.torch.save(tensors, {"format": "pt", **metadata, "adaptkit": record})

@@ -1,5 +1,8 @@
 """What can go wrong at the user's side; every message says what was expected and what to do."""
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class AdaptkitError(Exception):
     """The base of every error that adaptkit raises for something its user can put right."""
@@ -31,3 +34,22 @@ class ModelError(AdaptkitError):
 
 class DependencyError(AdaptkitError):
     """A package that only some of adaptkit needs is not installed."""
+
+
+def few(names: Sequence[Any], most: int = 3) -> str:
+    """Return the first of some names found in a file, as a piece of one line.
+
+    >>> few(["a", "b", "c", "d"], 2)
+    'a, b, ...'
+    """
+    return ", ".join(map(shown, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def shown(what: Any) -> str:
+    r"""Return something found in a file as a piece of one line.
+
+    >>> shown("two\nlines")
+    "'two\\nlines'"
+    """
+    text = what if isinstance(what, str) and what.isprintable() else ascii(what)
+    return " ".join(text.split())[:160]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptkit.architectures import OWN, arguments_of, without_memory
-from adaptkit.errors import CheckpointError
+from adaptkit.errors import CheckpointError, few, shown
 from adaptkit.fingerprints import Fingerprint, Shapes, digest, sketch, table
 
 _MOST_KEYS = 4096  # of a state dict that is looked at; the longest known one has 1,548
@@ -46,7 +46,7 @@ def recognise(state_dict: Mapping[str, Tensor], *, what: str = "the state dict")
     for key, value in tensors.items():
         if not _stored(value):  # the model that the shapes ask for could be of any size
             raise CheckpointError(
-                f"{what} has an empty tensor or one of repeated values, '{_shown(key)}' of shape "
+                f"{what} has an empty tensor or one of repeated values, '{shown(key)}' of shape "
                 f"{tuple(value.shape)}, as no known architecture has: {_ADVICE}"
             )
     found = {key: tuple(value.shape) for key, value in tensors.items()}
@@ -86,7 +86,7 @@ class _Difference:
             arch,
             num_classes,
             [k for k in expected if k not in found],
-            [_shown(k) for k in found if k not in expected],
+            [shown(k) for k in found if k not in expected],
             [
                 f"{k} {found[k]} for {expected[k]}"
                 for k in expected
@@ -110,7 +110,7 @@ class _Difference:
             "unexpected": self.unexpected,
             "of another shape": self.reshaped,
         }
-        said = ", ".join(f"{kind} {_few(keys)}" for kind, keys in kinds.items() if keys)
+        said = ", ".join(f"{kind} {few(keys, _SHOWN)}" for kind, keys in kinds.items() if keys)
         classes = f" with {self.num_classes} classes" if self.num_classes else ""
         differ = "1 key differs" if self.count == 1 else f"{self.count} keys differ"
         return f"{self.arch}{classes}; {differ}: {said}"
@@ -160,12 +160,3 @@ def _stored(value: Tensor) -> bool:
     """Whether a tensor holds as many values as its shape says, and at least one."""
     size = prod(value.shape) * value.element_size()  # numel() can overflow
     return 0 < size <= value.untyped_storage().nbytes()
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
-
-
-def _shown(key: str) -> str:
-    """Return a key found in a file as a piece of one line."""
-    return (key if key.isprintable() else ascii(key[:160]))[:160]

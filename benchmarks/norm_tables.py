@@ -143,8 +143,8 @@ def _intervals(axes: "Axes", frame: pd.DataFrame, names: list[str], module: str)
     axes.axhline(1, color="grey", linewidth=1)
     axes.set_xticks(range(len(names)), names, rotation=20)
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.15)  # room for the legend
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * (top / bottom) ** 0.15)  # room for the legend
     axes.legend(fontsize="small", loc="upper center", ncols=2)
 
 

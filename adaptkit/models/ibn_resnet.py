@@ -13,8 +13,8 @@ from adaptkit.layers.ibn import GuardedInstanceNorm2d
 from adaptkit.models.se import SqueezeExcitation
 
 
-class _BasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's, with a place for an SE module and one for an instance norm.
+class _WithPlaces:
+    """A block of torchvision's, with a place for an SE module and one for an instance norm.
 
     An Identity in a place adds no key to the state dict.
     """
@@ -23,6 +23,10 @@ class _BasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
         super().__init__(*args, **kwargs)
         self.se: nn.Module = nn.Identity()
         self.IN: nn.Module = nn.Identity()
+
+
+class _BasicBlock(_WithPlaces, BasicBlock):  # type: ignore[misc]  # torchvision has no types
+    """See `_WithPlaces`."""
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -33,13 +37,8 @@ class _BasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
         return rectified
 
 
-class _Bottleneck(Bottleneck):  # type: ignore[misc]
-    """See `_BasicBlock`."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.se: nn.Module = nn.Identity()
-        self.IN: nn.Module = nn.Identity()
+class _Bottleneck(_WithPlaces, Bottleneck):  # type: ignore[misc]
+    """See `_WithPlaces`."""
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +126,7 @@ def adapt_folder(
             been written then.
     """
     arguments = {k: v for k, v in locals().items() if k != "progress"}
-    check_method(method, arguments)
+    check_method(method, arguments, signature(adapt_folder).parameters)
     clock = Clock()
     outputs = Outputs.of(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only

@@ -1,8 +1,9 @@
 """What adapts: the model to the images (AdaBN), or the images to the source (AdaIN)."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -20,18 +21,18 @@ from adaptkit.report.layers import layer_rows, target_of
 from adaptkit.transform import Transform
 
 METHODS = ("adabn", "adain")
-DEFAULTS: dict[str, Any] = {
-    "mode": "exact",
-    "samples": None,
-    "tolerance": None,
-    "memory": None,
-    "precision": "auto",
-    "layers": None,
-    "prior": 0,
-    "stats_only": False,
-    "certify": False,
-    "holdout": 0,
-}
+_OF_ADABN = (  # arguments of adapt_folder that adain has no use for
+    "mode",
+    "samples",
+    "tolerance",
+    "memory",
+    "precision",
+    "layers",
+    "prior",
+    "stats_only",
+    "certify",
+    "holdout",
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class Adapted:
     notes: tuple[str, ...] = ()
 
 
-def check_method(method: str, arguments: dict[str, Any]) -> None:
-    """Refuse options that a method has no use for.
+def check_method(
+    method: str, arguments: Mapping[str, Any], parameters: Mapping[str, Parameter]
+) -> None:
+    """Refuse arguments that a method has no use for; `parameters` says what they are by default.
 
     Raises:
         EstimationError: the method is unknown, or an argument differs from what it is by default.
@@ -66,7 +69,7 @@ def check_method(method: str, arguments: dict[str, Any]) -> None:
     if method not in METHODS:
         raise EstimationError(f"Expected method to be one of {', '.join(METHODS)}, got {method!r}")
     if method == "adain":
-        given = [k for k, default in DEFAULTS.items() if arguments[k] != default]
+        given = [k for k in _OF_ADABN if arguments[k] != parameters[k].default]
         if given:
             raise EstimationError(
                 f"method adain restyles each image by itself and estimates no statistics of the "
