@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from adaptkit.errors import AdaptkitError, DataError
 from adaptkit.layers.adain import Style, restyle
 
 _RESIZE_MODES = ("stretch", "crop")
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_DEFAULT_INTERPOLATION = "bilinear"
 _MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
 
 
@@ -33,6 +41,8 @@ class Transform:
         resize_size: pixels, for "crop" only; by default the larger side of `image_size` / 0.875.
         style_mean: one per channel, in units of [0, 1]; None, like `style_std`, for no style.
         style_std: one per channel, in units of [0, 1], positive.
+        interpolation: of resizing: "nearest", "bilinear", "bicubic" or "lanczos", Pillow's, which
+            average over what an image loses when it shrinks (but for "nearest").
 
     Raises:
         AdaptkitError: a field is out of its range.
@@ -51,6 +61,7 @@ class Transform:
     resize_size: int | None = None
     style_mean: tuple[float, ...] | None = None
     style_std: tuple[float, ...] | None = None
+    interpolation: str = _DEFAULT_INTERPOLATION
 
     def __post_init__(self) -> None:
         sizes = (*self.image_size, 1 if self.resize_size is None else self.resize_size)
@@ -77,6 +88,11 @@ class Transform:
         if self.resize not in _RESIZE_MODES:
             raise AdaptkitError(
                 f"transform: resize must be one of {', '.join(_RESIZE_MODES)}, got {self.resize!r}"
+            )
+        if self.interpolation not in tuple(_INTERPOLATIONS):
+            raise AdaptkitError(
+                f"transform: interpolation must be one of {', '.join(_INTERPOLATIONS)}, "
+                f"got {self.interpolation!r}"
             )
 
     def _check_style(self) -> None:
@@ -114,7 +130,7 @@ class Transform:
         height, width = self.image_size
         if self.resize == "stretch":
             if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
+                image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
         else:
             shorter = self.resize_size or round(max(height, width) / 0.875)
             # 1 x 60,000 pixels, within Pillow's limit, would become 256 x 15 million: 12 GB.
@@ -124,7 +140,7 @@ class Transform:
                     f"too narrow to resize: {image.width} x {image.height} pixels, "
                     f"the shorter side to {shorter}"
                 )
-            image = tv.resize(image, [shorter])
+            image = tv.resize(image, [shorter], InterpolationMode(self.interpolation))
             image = tv.center_crop(image, [height, width])
         x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
         if self.style_mean is not None and self.style_std is not None:
@@ -134,8 +150,13 @@ class Transform:
         return y
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers, as a checkpoint stores them; no style is left out."""
+        """Return plain lists and numbers, as a checkpoint stores them.
+
+        No style is left out, and so is bilinear interpolation, which older versions do not read.
+        """
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.interpolation == _DEFAULT_INTERPOLATION:
+            del values["interpolation"]
         return {k: v for k, v in values.items() if v is not None or not k.startswith("style")}
 
     @classmethod

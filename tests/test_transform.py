@@ -18,12 +18,73 @@ PICTURE = Image.fromarray(
 ).resize((640, 480), Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "inception_v3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet50",
+        "densenet121",
+        "inception_v3",
+        "efficientnet_b0",
+        "efficientnet_v2_s",
+        "regnet_y_400mf",
+        "swin_t",
+        "vit_b_16",
+    ],
+)
 def test_crop_is_the_published_evaluation_transform(name: str) -> None:
     transform = default_transform(f"torchvision:{name}")
     assert transform is not None
     theirs = get_model_weights(name)["DEFAULT"].transforms()(PICTURE)
-    torch.testing.assert_close(transform(PICTURE), theirs)
+    torch.testing.assert_close(transform(PICTURE), theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",  # bilinear
+        "resnet50.a1_in1k",  # bicubic, tested at another size than it was trained
+        "mobilenetv3_large_100",
+        "tf_efficientnet_b0.ns_jft_in1k",
+        "inception_v3.tf_adv_in1k",  # another mean
+        "convnext_tiny.fb_in22k_ft_in1k_384",  # squashed
+        "vit_base_patch16_sapiens2.fb",  # squashed, not square
+        "regnety_016.tv2_in1k",
+    ],
+)
+def test_timms_evaluation_transform(name: str) -> None:
+    import timm
+
+    data: Any = timm.data
+    transform = default_transform(f"timm:{name}")
+    assert transform is not None
+    published: Any = timm.get_pretrained_cfg(name)
+    stated = data.resolve_data_config(pretrained_cfg=published.to_dict(), use_test_size=True)
+    theirs = data.create_transform(**stated, is_training=False)
+    torch.testing.assert_close(transform(PICTURE), theirs(PICTURE), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dm_nfnet_f0.dm_in1k", "deepseek_vit_412m"])
+def test_there_is_none_where_ours_cannot_do_the_same(name: str) -> None:
+    assert default_transform(f"timm:{name}") is None
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_interpolations_are_pillows(interpolation: str, resize: str) -> None:
+    """Of a square image to a square one, both modes are the same."""
+    image = PICTURE.crop((0, 0, 400, 400))
+    transform = Transform(
+        (96, 96), 3, (0.0,) * 3, (1.0,) * 3, resize, 96, interpolation=interpolation
+    )
+    kind = Image.Resampling[interpolation.upper()]
+    expected = np.asarray(image.resize((96, 96), kind)).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(transform(image), expected, atol=1e-6)
+
+
+def test_the_usual_interpolation_is_not_recorded_so_that_older_versions_read_it() -> None:
+    assert "interpolation" not in Transform((8, 8)).to_dict()
+    assert Transform((8, 8), interpolation="bicubic").to_dict()["interpolation"] == "bicubic"
 
 
 def test_stretch_resizes_whatever_the_aspect() -> None:
@@ -57,10 +118,18 @@ numbers = st.floats(0.01, 1)
 
 
 @given(
-    sizes, sizes, st.lists(numbers, min_size=3, max_size=3), st.sampled_from(["stretch", "crop"])
+    sizes,
+    sizes,
+    st.lists(numbers, min_size=3, max_size=3),
+    st.sampled_from(["stretch", "crop"]),
+    st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
 )
-def test_the_record_reads_back(h: int, w: int, values: list[float], resize: str) -> None:
-    transform = Transform((h, w), 3, tuple(values), tuple(values), resize, h)
+def test_the_record_reads_back(
+    h: int, w: int, values: list[float], resize: str, interpolation: str
+) -> None:
+    transform = Transform(
+        (h, w), 3, tuple(values), tuple(values), resize, h, interpolation=interpolation
+    )
     assert Transform.from_dict(transform.to_dict()) == transform
 
 
@@ -75,6 +144,9 @@ def test_the_record_reads_back(h: int, w: int, values: list[float], resize: str)
         ({"std": [1.0, 0.0, 1.0]}, "std must be positive"),
         ({"mean": ["a", "b", "c"]}, "mean and std must be numbers"),
         ({"resize": "melt"}, "resize must be one of stretch, crop"),
+        ({"interpolation": "cubic"}, "nearest, bilinear, bicubic, lanczos, got 'cubic'"),
+        ({"interpolation": []}, r"interpolation must be one of .*, got \(\)"),
+        ({"interpolation": None}, r"interpolation must be one of .*, got None"),
         ({"resize_size": "big"}, "whole numbers of pixels"),
         ({"colour": 1}, r"unknown fields \['colour'\]"),
     ],
