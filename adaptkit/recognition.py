@@ -19,13 +19,33 @@ _SHOWN = 2  # keys of each kind that an error lists
 _ADVICE = "give --arch (arch=)"
 
 
+def known_as(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Return the known architecture whose keys and shapes a state dict has, None if there is none.
+
+    Args:
+        state_dict: keys without a prefix, to tensors.
+
+    >>> from torchvision.models import resnet18
+    >>> known_as(resnet18(num_classes=10).state_dict())
+    'torchvision:resnet18'
+    """
+    tensors = _counted(state_dict)
+    if len(state_dict) > _MOST_KEYS or not all(map(_stored, tensors.values())):
+        return None
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    for heads in {known.heads for known in table().values()}:
+        if _class_count(found, heads) and (known := table().get(digest(found, heads))):
+            return known.arch
+    return next((d.arch for d in _differences_to_own(tensors, found) if not d.count), None)
+
+
 def recognise(state_dict: Mapping[str, Tensor], *, what: str = "the state dict") -> str:
     """Return the architecture that a state dict is of, such as "torchvision:resnet18".
 
-    Known are torchvision's classification models, `models.IBN_NETS` and adaptkit:small_cnn, each
-    with any number of classes. All keys and shapes have to be theirs, but for
-    `num_batches_tracked`; no two of them have the same. Values are not looked at, and no model is
-    built but for those that an error compares with, without memory. What keys and shapes do not
+    Known are torchvision's classification and segmentation models, `models.IBN_NETS` and
+    adaptkit:small_cnn, each with any number of classes. All keys and shapes have to be theirs, but
+    for `num_batches_tracked`; no two of them have the same. Values are not looked at, and no model
+    is built but for those that an error compares with, without memory. What keys and shapes do not
     show (strides, activations, how images are prepared) is taken to be as torchvision has it.
 
     Args:
@@ -40,22 +60,20 @@ def recognise(state_dict: Mapping[str, Tensor], *, what: str = "the state dict")
     >>> recognise(resnet18(num_classes=10).state_dict())
     'torchvision:resnet18'
     """
+    if found := known_as(state_dict):
+        return found
     if len(state_dict) > _MOST_KEYS:
         raise CheckpointError(f"{what} has more keys than any known architecture: {_ADVICE}")
-    tensors = {k: v for k, v in state_dict.items() if not k.endswith(_COUNTER)}
+    tensors = _counted(state_dict)
     for key, value in tensors.items():
         if not _stored(value):  # the model that the shapes ask for could be of any size
             raise CheckpointError(
                 f"{what} has an empty tensor or one of repeated values, '{shown(key)}' of shape "
                 f"{tuple(value.shape)}, as no known architecture has: {_ADVICE}"
             )
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    for heads in {known.heads for known in table().values()}:
-        if _class_count(found, heads) and (known := table().get(digest(found, heads))):
-            return known.arch
-    differences = sorted(_differences(tensors, found), key=lambda each: each.count)
-    if differences and not differences[0].count:
-        return differences[0].arch
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    differences = [*_differences_to_own(tensors, shapes), *_differences(shapes)]
+    differences.sort(key=lambda each: each.count)
     near = [d for d in differences if d.is_near and d.count <= 2 * differences[0].count]
     if not near:
         raise CheckpointError(
@@ -116,14 +134,18 @@ class _Difference:
         return f"{self.arch}{classes}; {differ}: {said}"
 
 
-def _differences(tensors: Mapping[str, Tensor], found: Shapes) -> Iterator[_Difference]:
-    """Compare with adaptkit's models, which have any width, and with the closest of the table."""
+def _differences_to_own(tensors: Mapping[str, Tensor], found: Shapes) -> Iterator[_Difference]:
+    """Compare with adaptkit's models, which have any width."""
     for name in OWN["adaptkit"]:
         arch = f"adaptkit:{name}"
         arguments = arguments_of(arch, tensors)
         with suppress(CheckpointError):  # of arguments that make no model
             expected = _shapes(arch, arguments)
             yield _Difference.between(found, arch, expected, arguments.get("num_classes"))
+
+
+def _differences(found: Shapes) -> Iterator[_Difference]:
+    """Compare with the closest of the table."""
     for known in _closest(found):
         with suppress(CheckpointError):  # of names that this torchvision does not have
             expected = _shapes(known.arch, known.kwargs)
@@ -154,6 +176,10 @@ def _class_count(found: Shapes, heads: tuple[str, ...]) -> int | None:
 def _shapes(arch: str, kwargs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     expected = without_memory(arch, kwargs).state_dict()
     return {k: tuple(v.shape) for k, v in expected.items() if not k.endswith(_COUNTER)}
+
+
+def _counted(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state_dict.items() if not k.endswith(_COUNTER)}
 
 
 def _stored(value: Tensor) -> bool:

@@ -13,6 +13,7 @@ from adaptkit.errors import AdaptkitError
 from .adapt import adapt
 from .apply import apply
 from .demo import demo
+from .inspect import inspect
 from .shift import shift
 
 INTERRUPTED = 130
@@ -83,4 +84,5 @@ def main(ctx: click.Context) -> None:
 main.add_command(adapt)
 main.add_command(apply)
 main.add_command(demo)
+main.add_command(inspect)
 main.add_command(shift)

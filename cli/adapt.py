@@ -14,7 +14,7 @@ from . import options
     type=click.Path(path_type=Path),
     required=True,
     metavar="CKPT",
-    help="The trained model: .pt, .pth or .safetensors. Never changed.",
+    help="The trained model: .pt, .pth, .ckpt, .safetensors, .pt2 and others. Never changed.",
 )
 @click.option(
     "--target",
@@ -114,6 +114,7 @@ from . import options
     help="Score this share of the images and adapt to the others; 0.5 for an accuracy "
     "on images that were not adapted to.",
 )
+@options.preparation
 @options.source_data
 @options.reading
 @options.force

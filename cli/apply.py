@@ -1,6 +1,7 @@
 """`adaptkit apply`: a base checkpoint and a domain's statistics to that domain's checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,7 +33,15 @@ from . import options
 @options.arch
 @options.force
 @options.quiet
-def apply(source: Path, stats: Path, out: Path, arch: str | None, force: bool, quiet: bool) -> None:
+def apply(
+    source: Path,
+    stats: Path,
+    out: Path,
+    arch: str | None,
+    arch_kwargs: dict[str, Any] | None,
+    force: bool,
+    quiet: bool,
+) -> None:
     """Give a model the statistics of a domain.
 
     \b
@@ -42,6 +51,8 @@ def apply(source: Path, stats: Path, out: Path, arch: str | None, force: bool, q
     """
     from adaptkit.pipeline import apply_statistics
 
-    statistics = apply_statistics(source, stats, out, arch=arch, force=force)
+    statistics = apply_statistics(
+        source, stats, out, arch=arch, arch_kwargs=arch_kwargs, force=force
+    )
     if not quiet:
         click.echo(f"Wrote {out}: {len(statistics)} norm layers from {statistics.samples:,} images")

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,39 @@ def count_or_all(_: click.Context, __: click.Parameter, value: str | None) -> in
     return int(value)
 
 
+def height_width(
+    _: click.Context, __: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """Read a size in pixels, such as 224 or 240x320 (height x width)."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})(?:[x,](\d{1,5}))?", value.strip().lower())
+    if not found:
+        raise click.BadParameter(f"{value!r} is not a size such as 224 or 240x320 (height x width)")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def numbers(_: click.Context, __: click.Parameter, value: str | None) -> list[float] | None:
+    """Read numbers that commas part."""
+    if value is None:
+        return None
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list such as 0.485,0.456,0.406") from None
+
+
+def key_values(
+    _: click.Context, __: click.Parameter, value: Sequence[str]
+) -> dict[str, Any] | None:
+    """Read arguments for an architecture."""
+    if not value:
+        return None
+    from adaptkit.architectures import argument
+
+    return dict(map(argument, value))
+
+
 def seed(function: F) -> F:
     """--seed: what everything random is drawn from."""
     return click.option(
@@ -51,13 +84,76 @@ def quiet(function: F) -> F:
 
 
 def arch(function: F) -> F:
-    """--arch: what a file needs that does not name its architecture, nor has it in its keys."""
-    return click.option(
-        "--arch",
-        metavar="SPEC",
-        help="As in torchvision:resnet18 or ibn:resnet50_ibn_a. "
-        "[default: what the file says, or its keys and shapes show]",
-    )(function)
+    """--arch, --arch-arg: of a file that does not name its architecture, nor has it in its keys."""
+    for option in reversed(
+        (
+            click.option(
+                "--arch",
+                metavar="SPEC",
+                help="torchvision:NAME, timm:NAME, ibn:NAME, or your own code: "
+                "FILE.py:FACTORY, package.module:FACTORY. [default: what the file says, or "
+                "its keys and shapes show]",
+            ),
+            click.option(
+                "--arch-arg",
+                "arch_kwargs",
+                multiple=True,
+                callback=key_values,
+                metavar="KEY=VALUE",
+                help="For the architecture's constructor, as in aux_logits=false. Repeatable.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def preparation(function: F) -> F:
+    """--image-size, --mean, --std, --channels and others: what the model takes, gives."""
+    for option in reversed(
+        (
+            click.option(
+                "--image-size",
+                callback=height_width,
+                metavar="N|HxW",
+                help="Pixels that the model sees. [default, like the next five: what the file "
+                "says, or what is published with the architecture]",
+            ),
+            click.option(
+                "--mean",
+                callback=numbers,
+                metavar="X,Y,Z",
+                help="Of the channels, in units of 0 to 1; one number for all, or one each.",
+            ),
+            click.option(
+                "--std", callback=numbers, metavar="X,Y,Z", help="The same for their deviations."
+            ),
+            click.option(
+                "--channels",
+                type=click.Choice(["1", "3"]),
+                callback=lambda _, __, value: value and int(value),
+                help="1: grey images.",
+            ),
+            click.option(
+                "--resize",
+                type=click.Choice(["stretch", "crop"]),
+                help="stretch to the size, or crop: scale the shorter side, take the centre.",
+            ),
+            click.option(
+                "--interpolation",
+                type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos"]),
+                help="In resizing. EfficientNets and many of timm's want bicubic.",
+            ),
+            click.option(
+                "--classes",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Names of the model's outputs, one a line.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 def force(function: F) -> F:

@@ -14,7 +14,7 @@ from . import options
     type=click.Path(path_type=Path),
     required=True,
     metavar="CKPT",
-    help="The trained model: .pt, .pth or .safetensors. Never changed.",
+    help="The trained model: .pt, .pth, .ckpt, .safetensors, .pt2 and others. Never changed.",
 )
 @click.option(
     "--target",
@@ -45,6 +45,7 @@ from . import options
     help="The figures; a .json lies beside. [default: <model>-shift.csv here]",
 )
 @options.arch
+@options.preparation
 @options.reading
 @options.force
 @options.seed

@@ -13,11 +13,13 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from adaptkit.demo import Demo
-    from adaptkit.pipeline import Run, ShiftRun
+    from adaptkit.pipeline import Inspection, Run, ShiftRun
+    from adaptkit.pipeline.inspect import NormLayer
     from adaptkit.report import Report, Row
 
 SKIPPED_SHOWN = 5
 LAYERS_SHOWN = 12
+CLASSES_SHOWN = 10
 _LAYER_METRICS = ("symmetric_kl", "mean_shift", "log_var_shift")
 _NAMES = {
     "mmd2": "MMD²",
@@ -78,6 +80,7 @@ def print_run(run: "Run") -> None:
     else:
         chosen = f"{statistics.samples:,} of {run.images:,} images"
         out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
+    out.print(f"Images: {run.report.details['prepared']}")
     for note in run.notes:
         out.print(f"Note: {note}")
     errors = [] if statistics is None else statistics.errors().values()
@@ -100,6 +103,7 @@ def print_run(run: "Run") -> None:
 def print_shift(run: "ShiftRun") -> None:
     """Print how far a domain lies away, and where that shows."""
     out = console()
+    out.print(f"Images: {run.report.details['prepared']}")
     for note in run.notes:
         out.print(f"Note: {note}")
     out.print(run.verdict)
@@ -118,6 +122,82 @@ def print_shift(run: "ShiftRun") -> None:
     _print_domains(out, run.report)
     _print_skipped(out, run.skipped)
     _print_written(out, (run.csv, run.json))
+
+
+def print_inspection(found: "Inspection") -> None:
+    """Print what a checkpoint is, then its norm layers."""
+    from adaptkit.pipeline.inspect import REMARKS
+
+    out = console()
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.tensors.items())
+    arguments = ", ".join(f"{k}={v}" for k, v in found.arch_kwargs.items())
+    facts = {
+        "architecture": found.arch + (f" ({arguments})" if arguments else ""),
+        "parameters": f"{found.parameters:,}",
+        "file": f"{found.kind}, {found.bytes / 2**20:,.1f} MiB, tensors: {dtypes}",
+        "state dict": f"under {found.state_dict}" if found.state_dict else "",
+        "classes": _names_of(found.classes),
+        "images": found.preparation,
+        "adapted": ", ".join(f"{k} {v}" for k, v in (found.adapted or {}).items()),
+        "SHA-256": found.sha256,
+    }
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        if value:
+            grid.add_row(name, Text(value, overflow="fold"))
+    out.print(grid)
+    for note in found.notes:
+        out.print(f"Note: {note}")
+    if not found.layers:
+        out.print("\nThe model has no normalisation layer, so there is nothing to adapt.")
+        return
+    rows = [_cells_of(layer) for layer in found.layers]
+    same = [title for title in rows[0] if len(rows) > 1 and len({row[title] for row in rows}) == 1]
+    table = _table("norm layer")
+    for title in rows[0]:
+        if title not in same:
+            right = title in ("channels", "eps", "momentum")
+            table.add_column(title, justify="right" if right else "left", overflow="fold")
+    for layer, row in zip(found.layers, rows, strict=True):
+        table.add_row(layer.name, *(cell for title, cell in row.items() if title not in same))
+    out.print()
+    if same:
+        out.print(f"All norm layers: {', '.join(f'{t} {rows[0][t]}' for t in same if rows[0][t])}")
+    out.print(table)
+    for why, kinds in _reasons(found).items():
+        out.print(f"Not adaptable: {', '.join(kinds)}, which {why}.")
+    for word, meaning in REMARKS.items():
+        if any(word in layer.remark for layer in found.layers):
+            out.print(f"{word}: {meaning}.")
+    counted = f"{len(found.adaptable)} of {len(found.layers)} norm layers can be adapted"
+    out.print(f"\n{counted}{'.' if found.adaptable else ': AdaBN has nothing to do.'}")
+
+
+def _cells_of(layer: "NormLayer") -> dict[str, str]:
+    return {
+        "kind": layer.kind,
+        "channels": "" if layer.channels is None else str(layer.channels),
+        "eps": "" if layer.eps is None else f"{layer.eps:g}",
+        "momentum": "" if layer.momentum is None else f"{layer.momentum:g}",
+        "adaptable": "yes" if layer.adaptable else "no",
+        "statistics": layer.remark or ("sane" if layer.adaptable else "none"),
+    }
+
+
+def _names_of(classes: Sequence[str] | None) -> str:
+    if classes is None:
+        return "not named"
+    more = len(classes) - CLASSES_SHOWN
+    return ", ".join(classes[:CLASSES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _reasons(found: "Inspection") -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for layer in found.layers:
+        kinds = reasons.setdefault(layer.why_not, []) if layer.why_not else []
+        if layer.kind not in kinds:
+            kinds.append(layer.kind)
+    return reasons
 
 
 def _print_domains(out: Console, report: "Report") -> None:
@@ -231,6 +311,8 @@ def _p_value(p: float | None) -> str:
 def verdict(report: "Report") -> str:
     """Say in a sentence or two what the figures mean, and what they cannot say."""
     accuracy = report.row("accuracy")
+    if report.details.get("outputs", {}).get("kind") == "other":
+        return "\nNothing says whether that helped: score both models on a few labelled images."
     if accuracy is None or accuracy.change is None or accuracy.p_value is None:
         return (
             "\nNo labels, so the accuracy is not known. Confidence that rises and entropy that\n"

@@ -20,7 +20,8 @@ _PRIMES = 1009, 1013  # numbers of classes that are no model's widths
 
 def names() -> list[str]:
     """Return the architectures whose fingerprints the table holds."""
-    theirs = torchvision.models.list_models(module=torchvision.models)
+    modules = torchvision.models, torchvision.models.segmentation
+    theirs = [name for m in modules for name in torchvision.models.list_models(module=m)]
     return [*(f"torchvision:{name}" for name in theirs), *(f"ibn:{name}" for name in OWN["ibn"])]
 
 
@@ -29,6 +30,8 @@ def fingerprints_of(arch: str) -> Iterator[Fingerprint]:
     forms: list[dict[str, Any]] = [{}]
     if arch in ("torchvision:googlenet", "torchvision:inception_v3"):
         forms.append({"aux_logits": False})
+    if arch.startswith(("torchvision:fcn_", "torchvision:deeplabv3_")):
+        forms.append({"aux_loss": True})
     for kwargs in forms:
         one, other = (without_memory(arch, {**kwargs, "num_classes": n}) for n in _PRIMES)
         first, second = _shapes(one), _shapes(other)

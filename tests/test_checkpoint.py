@@ -265,12 +265,6 @@ def test_what_training_wrote_goes_through_safetensors(here: Path, net: SmallCNN)
     assert found["state_dict"].keys() == net.state_dict().keys()
 
 
-def test_a_prefix_that_not_all_keys_have_is_part_of_the_names(here: Path, net: SmallCNN) -> None:
-    state = {f"module.{k}" if "9" not in k else k: v for k, v in net.state_dict().items()}
-    torch.save(state, "mixed.pt")
-    fails("mixed.pt", r"unexpected \(module\.features\.0", arch="adaptkit:small_cnn")
-
-
 @pytest.mark.parametrize(
     "name", ["vgg11_bn", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"]
 )
@@ -292,7 +286,7 @@ def test_saving_refuses(here: Path, net: SmallCNN) -> None:
     read = load_checkpoint("net.pt")
     with pytest.raises(OutputError, match="is also the input"):
         save_checkpoint("net.pt", net, like=read, force=True)
-    with pytest.raises(OutputError, match=r"ending in \.pt, \.pth, \.safetensors"):
+    with pytest.raises(OutputError, match=r"ending in \.pt, \.pth, .*\.safetensors"):
         save(net, "net.onnx")
     with pytest.raises(CheckpointError, match="give arch= or like="):
         save_checkpoint("x.pt", net)
@@ -317,26 +311,27 @@ def test_code_never_runs(here: Path, content: Any, write: Any) -> None:
     write(content, here / "evil.pt")
     fails(
         "evil.pt",
-        r"evil\.pt holds more than tensors.*, and opening it could run code: .*state_dict\(\)",
+        r"evil\.pt would run code \((posix|nt)\.system\), as no model needs to: do not open it",
     )
     assert not Path("executed").exists()
 
 
-def test_what_would_have_run_is_named(here: Path) -> None:
-    torch.save(Evil(), "evil.pt")
-    fails("evil.pt", r"holds more than tensors \((posix|nt)\.system\)")
-
-
 def test_a_whole_pickled_model_says_how_to_save_it(here: Path, net: SmallCNN) -> None:
     torch.save(net, "whole.pt")
-    fails("whole.pt", r"SmallCNN\), and .*: with what wrote it, save model\.state_dict\(\)")
+    fails(
+        "whole.pt",
+        r"SmallCNN\), and .*: with what wrote it, .*save\(model\.state_dict\(\), 'whole-w",
+    )
 
 
 def test_torchscript_says_how_to_save_it(here: Path, net: SmallCNN) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, as is why it is refused
         torch.jit.save(torch.jit.script(net), "script.pt")
-    fails("script.pt", r"is a TorchScript program, .*save model\.state_dict\(\)")
+    fails(
+        "script.pt",
+        r"is a TorchScript program, .*export\.export\(.*load\('script\.pt'\)\.state_dict\(\)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -413,14 +408,14 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
     ("changes", "message"),
     [
         ({"format": "adaptkit/2"}, r"of format adaptkit/2, and this.* install a newer"),
-        ({"format": "other"}, "unknown format 'other'; expected adaptkit/1"),
+        ({"format": "adaptkit/x"}, "unknown format 'adaptkit/x'; expected adaptkit/1"),
         (
             {"arch": None, "state_dict": {"w": torch.zeros(2)}},
             "does not say which architecture.*resembles none .*--arch",
         ),
         ({"arch": 3}, "expected 'arch' to be a str, got int"),
         ({"arch": "adaptkit:small_cn"}, r"unknown architecture.*did you mean adaptkit:small_cnn\?"),
-        ({"arch": "timmy:x"}, r"expected adaptkit:NAME, ibn:NAME or torchvision:NAME"),
+        ({"arch": "timmy:x"}, r"timmy:x, whose code runs only if you name it"),
         ({"arch": "torchvision:resnet81"}, "did you mean torchvision:resnet"),
         ({"arch_kwargs": [1]}, "expected 'arch_kwargs' to be a dict"),
         ({"arch_kwargs": {"depth": 3}}, "does not take {'depth': 3}"),
@@ -428,7 +423,6 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
         ({"classes": [1, 2]}, "'classes' to be a list of names"),
         ({"transform": {"image_size": [0, 0]}}, r"x\.pt: transform: sizes must be"),
         ({"transform": {"image_size": [8, 8], 1: 2, "x": 3}}, r"x\.pt: "),
-        ({"format": [torch.zeros(2, 2)]}, "unknown format"),
         ({"state_dict": {}}, "an empty state dict"),
         ({"state_dict": [1]}, "holds a list"),
     ],
@@ -436,6 +430,12 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
 def test_malformed_fields_are_named(here: Path, changes: dict[str, Any], message: str) -> None:
     torch.save({**torch.load("net.pt", weights_only=True), **changes}, "x.pt")
     fails("x.pt", message)
+
+
+def test_others_have_a_field_called_format_too(here: Path, net: SmallCNN) -> None:
+    for name in ("pt", 3, torch.zeros(2)):
+        torch.save({"format": name, "state_dict": net.state_dict()}, "x.pt")
+        assert load_checkpoint("x.pt").recognised
 
 
 def test_keys_that_do_not_fit_are_named_with_their_number(here: Path) -> None:

@@ -280,7 +280,9 @@ def test_outputs_that_must_not_be_written(here: Path) -> None:
     os.link("source.pt", "hard.pt")
     fails("hard.pt is also the input", "--out", "hard.pt", "--force")
     fails("there is no folder missing", "--out", "missing/x.pt")
-    fails("Expected an output ending in .pt, .pth, .safetensors", "--out", "x.onnx")
+    fails(
+        "Expected an output ending in .pt, .pth, .bin, .ckpt, .tar, .safetensors", "--out", "x.onnx"
+    )
     fails("Expected a report ending in .csv", "--out", "x.pt", "--report", "x.txt")
     (here / "folder.pt").mkdir()
     fails("folder.pt is a folder", "--out", "folder.pt")

@@ -3,6 +3,16 @@
 from adaptkit.pipeline.adapt import Run, adapt_folder
 from adaptkit.pipeline.apply import apply_statistics
 from adaptkit.pipeline.common import Outputs
+from adaptkit.pipeline.inspect import Inspection, inspect_checkpoint
 from adaptkit.pipeline.shift import ShiftRun, shift_folders
 
-__all__ = ["Outputs", "Run", "ShiftRun", "adapt_folder", "apply_statistics", "shift_folders"]
+__all__ = [
+    "Inspection",
+    "Outputs",
+    "Run",
+    "ShiftRun",
+    "adapt_folder",
+    "apply_statistics",
+    "inspect_checkpoint",
+    "shift_folders",
+]

@@ -1,6 +1,6 @@
 """The main job from files to files; composition only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from adaptkit.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
+from adaptkit.checkpoint import Checkpoint, checkpoint_files, output_paths
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
 from adaptkit.errors import DataError
@@ -16,15 +16,12 @@ from adaptkit.estimation import Certificate, Statistics
 from adaptkit.estimation import certify as certified
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.statistics import as_fields
-from adaptkit.evaluation import Evaluation, evaluate
 from adaptkit.files import check_outputs, write_files
 from adaptkit.layers import Style
 from adaptkit.pipeline.common import (
     Clock,
     Outputs,
     Progress,
-    open_images,
-    recognition_notes,
     record,
     refuse_too_many_bad,
     versions,
@@ -37,9 +34,19 @@ from adaptkit.pipeline.methods import (
     check_method,
     without_layers,
 )
+from adaptkit.pipeline.opening import (
+    Head,
+    head_of,
+    notes_on,
+    open_checkpoint,
+    open_images,
+    preparation,
+    stated,
+)
+from adaptkit.pipeline.scoring import Scores, of_classes, reported, score
 from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels, some_readable
 from adaptkit.quality import confusion
-from adaptkit.report import Report, Row, compare, verdict
+from adaptkit.report import Report, Row, verdict
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,14 @@ def adapt_folder(
     report: str | Path | None = None,
     method: Literal["adabn", "adain"] = "adabn",
     arch: str | None = None,
+    arch_kwargs: Mapping[str, Any] | None = None,
+    image_size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: int | None = None,
+    resize: str | None = None,
+    interpolation: str | None = None,
+    classes: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -101,6 +116,15 @@ def adapt_folder(
             `source_data`, else what the checkpoint stores, else the transform's mean and std. The
             options from `mode` to `holdout` are adabn's.
         arch: overrides the architecture that the checkpoint names, or has in its keys.
+        arch_kwargs: for the architecture's constructor.
+        image_size: (height, width) of what the model sees, if not as the checkpoint says or as is
+            published for its architecture; so with the next five.
+        mean: one per channel, in units of [0, 1].
+        std: one per channel, in units of [0, 1].
+        channels: 1 (grey) or 3 (RGB).
+        resize: "stretch" or "crop", see `Transform`.
+        interpolation: "bilinear", "bicubic" and others, see `Transform`.
+        classes: a file of the outputs' names, one a line, in order.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch; it does not change the statistics.
         workers: processes that decode images; 0 decodes in this one.
@@ -140,20 +164,35 @@ def adapt_folder(
         raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
     where = resolve_device(device)
     with clock.stage("load"):
-        checkpoint = load_checkpoint(source, arch=arch)
+        checkpoint = open_checkpoint(
+            source,
+            arch=arch,
+            arch_kwargs=arch_kwargs,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            channels=channels,
+            resize=resize,
+            interpolation=interpolation,
+            classes=classes,
+        )
+        shards = [] if stats_only else output_paths(outputs.checkpoint, checkpoint)[1:]
+        check_outputs(shards, inputs=[Path(source)], force=force)
         model = checkpoint.model.to(where)
         if method == "adabn":
             check_layers(checkpoint)
-        loader = open_images(checkpoint, Path(target), batch_size, workers)
-        of_source = source_data and open_images(checkpoint, Path(source_data), batch_size, workers)
+        head = head_of(checkpoint)
+        loader = open_images(checkpoint, head, Path(target), batch_size, workers)
+        of_source = source_data and open_images(
+            checkpoint, head, Path(source_data), batch_size, workers
+        )
     total = len(loader.listing.paths)
     to_adapt, to_score = _parts(loader, holdout, seed)
 
-    def evaluated(stage: str, net: torch.nn.Module, images: ImageLoader) -> Evaluation:
+    def evaluated(stage: str, net: torch.nn.Module, images: ImageLoader) -> Scores:
         with clock.stage(stage):
-            return evaluate(
-                net, images, progress=progress and (lambda _, n, __: progress(stage, n, total))
-            )
+            watch = progress and (lambda _, n, __: progress(stage, n, total))
+            return score(net, images, head, progress=watch)
 
     with some_readable(to_score):
         before = evaluated("before", model, to_score)
@@ -190,15 +229,17 @@ def adapt_folder(
             )
 
     touched = method == "adabn"
-    found = compare(
+    found = reported(
         before if touched else without_layers(before),
         after if touched else without_layers(after),
+        (model, adapted),
         statistics=statistics if touched else None,
-        classes=loader.listing.classes or checkpoint.classes,
+        classes=loader.listing.classes or (checkpoint.classes if head.size else None),
         seed=seed,
         details=_details(
             {**arguments, "out": outputs.checkpoint, "report": outputs.csv},
             checkpoint,
+            head,
             where,
             loader,
             statistics,
@@ -213,7 +254,7 @@ def adapt_folder(
     if certificate and statistics is not None:
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
-    notes = [*recognition_notes(checkpoint), *done.notes]
+    notes = [*notes_on(checkpoint, head), *done.notes]
     notes += _notes(loader, statistics if touched else None)
     skipped = dict(loader.skipped)
     if of_source:
@@ -223,6 +264,7 @@ def adapt_folder(
                 adapted,
                 drawn(of_source, SAMPLES, seed),
                 drawn(to_score, SAMPLES, seed),
+                head,
                 None,
                 seed,
                 progress,
@@ -235,22 +277,22 @@ def adapt_folder(
     moved = "" if statistics is None else verdict(found, statistics)
     said = {"verdict": moved, "notes": notes, "skipped": skipped}
     found = replace(found, details={**found.details, **said})
-    files = {
-        outputs.checkpoint: done.applied.to_bytes(base=checkpoint.fingerprint())
-        if stats_only and done.applied
-        else checkpoint_bytes(
+    if stats_only and done.applied:
+        files = {outputs.checkpoint: done.applied.to_bytes(base=checkpoint.fingerprint())}
+    else:
+        files = checkpoint_files(
             outputs.checkpoint,
             adapted,
             like=checkpoint,
             adapted=record(checkpoint, done.applied, seed, method=method),
-            transform=done.transform,
-        ),
-        outputs.csv: (found.to_csv() or "").encode(),
-        outputs.json: (found.to_json() or "").encode(),
-    }
-    if before.labels is not None:
+            transform=done.transform or stated(checkpoint),
+        )
+    files[outputs.csv] = (found.to_csv() or "").encode()
+    files[outputs.json] = (found.to_json() or "").encode()
+    first, second = of_classes(before), of_classes(after)
+    if first and second and first.labels is not None:
         names = dict(enumerate(loader.listing.classes or checkpoint.classes or ()))
-        table = confusion(before, after, names)
+        table = confusion(first, second, names)
         files[outputs.confusion] = table.to_csv(index=False, lineterminator="\n").encode()
     write_files(files)
     return Run(
@@ -297,16 +339,18 @@ def _notes(loader: ImageLoader, statistics: Statistics | None) -> Iterator[str]:
 def _details(
     arguments: dict[str, Any],
     checkpoint: Checkpoint,
+    head: Head,
     where: torch.device,
     loader: ImageLoader,
     statistics: Statistics | None,
     done: Adapted,
-    before: Evaluation,
-    after: Evaluation,
+    before: Scores,
+    after: Scores,
     clock: Clock,
     certificate: Certificate | None,
 ) -> dict[str, Any]:
     """Return what the JSON file says beside the rows."""
+    first, second = of_classes(before), of_classes(after)
     return {
         "versions": versions(),
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
@@ -323,12 +367,15 @@ def _details(
             "adapted": list(done.applied or ()),
             "unvisited": [] if statistics is None else list(statistics.unvisited),
         },
+        "outputs": {"kind": head.kind, "classes": head.size},
         "transform": loader.transform.to_dict(),
+        "transform_from": checkpoint.transform_from,
+        "prepared": preparation(checkpoint),
         "transform_after": done.transform and done.transform.to_dict(),
         "samples": {
             "images": len(loader.listing.paths),
-            "labelled": before.labels is not None,
-            "evaluated": len(before),
+            "labelled": first is not None and first.labels is not None,
+            "evaluated": 0 if before is None else len(before),
             "estimated": statistics and statistics.samples,
         },
         "statistics": statistics and as_fields(statistics),
@@ -342,8 +389,8 @@ def _details(
         if arguments["holdout"] or done.applied is None
         else "the images that were scored include those that were adapted to",
         "accuracy_interval": {
-            "before": before.accuracy_interval,
-            "after": after.accuracy_interval,
+            "before": first and first.accuracy_interval,
+            "after": second and second.accuracy_interval,
         },
         "skipped": dict(loader.skipped),
         "seconds": clock.seconds,

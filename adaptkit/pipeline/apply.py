@@ -1,13 +1,15 @@
 """A base checkpoint and a domain's statistics to that domain's checkpoint."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from adaptkit.checkpoint import checkpoint_bytes, load_checkpoint
+from adaptkit.checkpoint import SUFFIXES, checkpoint_files, load_checkpoint, output_paths
 from adaptkit.errors import CheckpointError, OutputError
 from adaptkit.estimation import Statistics
 from adaptkit.files import check_outputs, write_files
-from adaptkit.pipeline.common import SUFFIXES, record
+from adaptkit.pipeline.common import record
 
 
 def apply_statistics(
@@ -16,6 +18,7 @@ def apply_statistics(
     out: str | Path,
     *,
     arch: str | None = None,
+    arch_kwargs: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Statistics:
     """Give a checkpoint the statistics of a domain pack, and write the adapted checkpoint.
@@ -25,17 +28,18 @@ def apply_statistics(
             cannot be written.
     """
     source, out = Path(source), Path(out)
-    if out.suffix not in SUFFIXES:
+    if not out.name.endswith(SUFFIXES):
         raise OutputError(f"Expected an output ending in {', '.join(SUFFIXES)}, got {out}")
     check_outputs([out], inputs=[source, Path(statistics)], force=force)
     pack = Statistics.load(statistics)
-    checkpoint = load_checkpoint(source, arch=arch)
+    checkpoint = load_checkpoint(source, arch=arch, arch_kwargs=arch_kwargs)
     if pack.base not in (None, checkpoint.fingerprint()):
         raise CheckpointError(
             f"{statistics} was made for another model than {source}: a layer's statistics mean "
             f"nothing under other weights"
         )
+    check_outputs(output_paths(out, checkpoint)[1:], inputs=[source], force=force)
     adapted = pack.apply(copy.deepcopy(checkpoint.model))
     said = record(checkpoint, pack, None) | {"statistics": Path(statistics).name}
-    write_files({out: checkpoint_bytes(out, adapted, like=checkpoint, adapted=said)})
+    write_files(checkpoint_files(out, adapted, like=checkpoint, adapted=said))
     return pack

@@ -9,18 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adaptkit import __version__
-from adaptkit.checkpoint import Checkpoint
-from adaptkit.data import ImageLoader, image_folder
-from adaptkit.errors import CheckpointError, DataError, OutputError
+from adaptkit.checkpoint import SUFFIXES, Checkpoint, suffix_of
+from adaptkit.data import ImageLoader
+from adaptkit.errors import DataError, OutputError
 from adaptkit.estimation import Statistics
 
 Progress = Callable[[str, int, int | None], None]
 
 MOST_BAD = 0.1  # of all images, before a run is stopped
-SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,13 @@ class Outputs:
         PosixPath('net-adapted.csv')
         """
         suffixes = (".safetensors",) if pack else SUFFIXES
-        default = f"{source.stem}-statistics{suffixes[0]}" if pack else _adapted_name(source)
+        default = _stem(source) + (f"-statistics{suffixes[0]}" if pack else _adapted_end(source))
         checkpoint = out or Path(default)
-        if checkpoint.suffix not in suffixes:
+        if not checkpoint.name.endswith(suffixes):
             raise OutputError(
                 f"Expected an output ending in {', '.join(suffixes)}, got {checkpoint}: give --out"
             )
-        csv = report or checkpoint.with_suffix(".csv")
+        csv = report or checkpoint.with_name(f"{_stem(checkpoint)}.csv")
         if csv.suffix != ".csv":
             raise OutputError(f"Expected a report ending in .csv, got {csv}")
         return cls(
@@ -65,8 +62,12 @@ class Outputs:
         )
 
 
-def _adapted_name(source: Path) -> str:
-    return f"{source.stem}-adapted{source.suffix}"
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(suffix_of(path))
+
+
+def _adapted_end(source: Path) -> str:
+    return f"-adapted{suffix_of(source) if source.name.endswith(SUFFIXES) else '.pt'}"
 
 
 @dataclass
@@ -111,40 +112,6 @@ def record(
         "seed": seed,
         "adaptkit": __version__,
     }
-
-
-def recognition_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return what was found of a checkpoint that does not name its architecture, in words."""
-    if not checkpoint.recognised:
-        return []
-    return [f"recognised {checkpoint.arch}, {checkpoint.arch_kwargs['num_classes']} classes."]
-
-
-def open_images(checkpoint: Checkpoint, target: Path, batch_size: int, workers: int) -> ImageLoader:
-    """Open a folder as a checkpoint's model takes images.
-
-    Raises:
-        CheckpointError: the checkpoint does not say how images are prepared.
-        DataError: what is wrong with the folder.
-    """
-    if checkpoint.transform is None:
-        raise CheckpointError(
-            f"{checkpoint.path} does not say how images are prepared (size, channels, mean, std): "
-            f"save it again with adaptkit.save_checkpoint(..., transform=adaptkit.Transform(...))"
-        )
-    height, width = checkpoint.transform.image_size
-    where = next(checkpoint.model.parameters()).device
-    with torch.no_grad():
-        blank = torch.zeros(1, checkpoint.transform.channels, height, width, device=where)
-        outputs = checkpoint.model(blank)
-    return image_folder(
-        target,
-        transform=checkpoint.transform,
-        classes=checkpoint.classes,
-        outputs=outputs.shape[-1] if isinstance(outputs, torch.Tensor) else None,
-        batch_size=batch_size,
-        workers=workers,
-    )
 
 
 def refuse_too_many_bad(loader: ImageLoader, skip_bad: bool) -> None:

@@ -13,9 +13,9 @@ from adaptkit.checkpoint import Checkpoint
 from adaptkit.data import ImageLoader
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import Statistics, estimate
-from adaptkit.evaluation import Evaluation
 from adaptkit.layers import Style
 from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
+from adaptkit.pipeline.scoring import Scores
 from adaptkit.report import Row
 from adaptkit.report.layers import layer_rows, target_of
 from adaptkit.transform import Transform
@@ -138,6 +138,6 @@ def adain(
     return Adapted(model, after, seen, transform=restyled, rows=tuple(rows), notes=tuple(notes))
 
 
-def without_layers(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation that says nothing of norm layers: the method leaves them alone."""
-    return replace(evaluation, layers={})
+def without_layers(scores: Scores) -> Scores:
+    """Return scores that say nothing of norm layers: the method leaves them alone."""
+    return None if scores is None else replace(scores, layers={})

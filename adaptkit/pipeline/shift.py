@@ -1,17 +1,17 @@
 """How far a folder of images lies from what a model was trained on."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adaptkit.checkpoint import load_checkpoint
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
 from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError
@@ -29,10 +29,16 @@ from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
 from adaptkit.pipeline.common import (
     Clock,
     Progress,
-    open_images,
-    recognition_notes,
     refuse_too_many_bad,
     versions,
+)
+from adaptkit.pipeline.opening import (
+    Head,
+    head_of,
+    notes_on,
+    open_checkpoint,
+    open_images,
+    preparation,
 )
 from adaptkit.report import (
     Report,
@@ -82,6 +88,14 @@ def shift_folders(
     samples: int = SAMPLES,
     report: str | Path | None = None,
     arch: str | None = None,
+    arch_kwargs: Mapping[str, Any] | None = None,
+    image_size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: int | None = None,
+    resize: str | None = None,
+    interpolation: str | None = None,
+    classes: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -104,6 +118,14 @@ def shift_folders(
         samples: how many images of each domain are compared at most, drawn at random.
         report: the CSV; by default ``<model stem>-shift.csv`` in the current folder.
         arch: overrides the architecture that the checkpoint names, or has in its keys.
+        arch_kwargs: for the architecture's constructor.
+        image_size: see `adapt_folder`, like the next six.
+        mean: of what the model sees.
+        std: of what the model sees.
+        channels: of what the model sees.
+        resize: to what the model sees.
+        interpolation: in resizing.
+        classes: a file of the outputs' names.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch.
         workers: processes that decode images; 0 decodes in this one.
@@ -126,15 +148,29 @@ def shift_folders(
     check_outputs(outputs, inputs=[Path(model)], force=force)
     where = resolve_device(device)
     with clock.stage("load"):
-        checkpoint = load_checkpoint(model, arch=arch)
+        checkpoint = open_checkpoint(
+            model,
+            arch=arch,
+            arch_kwargs=arch_kwargs,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            channels=channels,
+            resize=resize,
+            interpolation=interpolation,
+            classes=classes,
+        )
         net = checkpoint.model.to(where)
         if not norm_layers(net):
             raise EstimationError(
                 f"{model} ({checkpoint.arch}) has no layer with data-set statistics: "
                 f"{why_nothing_to_adapt(net)}"
             )
-        every = open_images(checkpoint, Path(target), batch_size, workers)
-        of_source = source_data and open_images(checkpoint, Path(source_data), batch_size, workers)
+        head = head_of(checkpoint)
+        every = open_images(checkpoint, head, Path(target), batch_size, workers)
+        of_source = source_data and open_images(
+            checkpoint, head, Path(source_data), batch_size, workers
+        )
     chosen = drawn(every, samples, seed)
     with clock.stage("estimate"), some_readable(chosen):
         statistics = estimate(net, chosen, samples="all", seed=seed, progress=progress)
@@ -142,13 +178,13 @@ def shift_folders(
     adapted = statistics.apply(copy.deepcopy(net))
     own, new = ({n: read(m) for n, m in norm_layers(x).items()} for x in (net, adapted))
     rows = [*layer_rows(own, new, target_of(new, statistics)), *error_rows(statistics)]
-    notes = recognition_notes(checkpoint)
+    notes = notes_on(checkpoint, head)
     notes += [every.listing.note] if every.listing.note else []
     skipped, against = dict(every.skipped), None
     if of_source:
         part = drawn(of_source, samples, seed)
         with clock.stage("source"), some_readable(part):
-            against = against_source(net, adapted, part, chosen, layer, seed, progress)
+            against = against_source(net, adapted, part, chosen, head, layer, seed, progress)
         refuse_too_many_bad(part, skip_bad)
         rows += against.rows
         notes += [note for note in against.notes if note not in notes]
@@ -164,6 +200,8 @@ def shift_folders(
             "device": str(where),
             "checkpoint": {"sha256": checkpoint.sha256, "arch": checkpoint.arch},
             "transform": transform and transform.to_dict(),
+            "transform_from": checkpoint.transform_from,
+            "prepared": preparation(checkpoint),
             "samples": {
                 "target": statistics.samples,
                 "source": against and against.images,
@@ -184,6 +222,7 @@ def against_source(
     adapted: nn.Module,
     source: ImageLoader,
     target: ImageLoader,
+    head: Head,
     layer: str | None,
     seed: int,
     progress: Progress | None = None,
@@ -206,7 +245,7 @@ def against_source(
         *figure_rows(_sizes(source), _sizes(target)),
         *feature_rows(scope, first, before, after, seed=seed),
     ]
-    notes = [*_notes(source, len(first), len(before))]
+    notes = [*_notes(source, head, len(first), len(before))]
     if source.listing.labels is not None:
         at_source = evaluate(model, source)
         on_target = evaluate(model, target), evaluate(adapted, anew)
@@ -283,14 +322,18 @@ def _estimates(
         yield Row("estimated_share", scope, float(a), float(b), float(b - a), n=len(before))
 
 
-def _notes(source: ImageLoader, n: int, m: int) -> Iterator[str]:
+def _notes(source: ImageLoader, head: Head, n: int, m: int) -> Iterator[str]:
     """Yield what n source images and m of the target cannot tell."""
     listing = source.listing
     if listing.note:
         yield listing.note
-    if listing.labels is None:
+    if listing.labels is None and head.kind == "classes":
         yield "the source images have no labels, so the target's accuracy is not estimated."
-    elif listing.classes and (missing := len(listing.classes) - len(set(listing.labels))):
+    elif (
+        listing.labels
+        and listing.classes
+        and (missing := len(listing.classes) - len(set(listing.labels)))
+    ):
         yield (
             f"the source images lack {missing} of {len(listing.classes)} classes, which the "
             f"estimates of accuracy and class shares then know nothing of."

@@ -1,0 +1,214 @@
+"""From a model, and mostly the checkpoint that it was made from, to files."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit import __version__, norms
+from adaptkit.architectures import build
+from adaptkit.checkpoint import archive, files, fit
+from adaptkit.checkpoint.checkpoint import Checkpoint
+from adaptkit.checkpoint.content import FORMAT, STATE_DICT, Content
+from adaptkit.errors import CheckpointError, OutputError
+from adaptkit.files import check_outputs, write_files
+from adaptkit.layers.adain import Style
+from adaptkit.program import program_bytes
+from adaptkit.transform import Transform
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", files.INDEX, ".pt2")
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    like: Checkpoint | None = None,
+    arch: str | None = None,
+    arch_kwargs: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    transform: Transform | None = None,
+    style: Style | None = None,
+    adapted: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a checkpoint, whole or not at all, and return its path.
+
+    With `like`, the file has that one's nesting, keys, shapes and dtypes and everything else that
+    it holds; tensors that the model did not change keep their bytes. A name with the same suffix
+    gives the same kind of file. Without `like`, the file is of format adaptkit/1.
+
+    Args:
+        path: ending in .pt, .pth, .bin, .ckpt or .tar for torch's files, in .safetensors, or like
+            `like` in .safetensors.index.json (the shards lie beside it) or .pt2.
+        model: whose weights are written.
+        like: the checkpoint that the model was made from; its file is never written.
+        arch: needed without `like`, as "adaptkit:small_cnn" or "torchvision:resnet18".
+        arch_kwargs: for the architecture's constructor.
+        classes: the outputs' names in order.
+        transform: from an image to the model's input.
+        style: of the images that the model was trained on, in units of [0, 1]; what `--method
+            adain` restyles others to. Without `like`.
+        adapted: a record of where the statistics come from; by default it names `like`.
+        force: replace a file that exists.
+
+    Raises:
+        OutputError: `path` exists, is that of `like`, cannot be written, or its kind of file
+            cannot hold what `like` holds.
+        CheckpointError: the model does not fit `arch` or `like`, its values do not fit the dtypes
+            of `like`, or `arch_kwargs` or `adapted` hold what JSON cannot.
+    """
+    path = Path(path)
+    if like is None:
+        check_outputs([path], force=force)
+        write_files(
+            {path: _new(path, model, arch, arch_kwargs, classes, transform, style, adapted)}
+        )
+        return path
+    check_outputs(output_paths(path, like), inputs=[like.path], force=force)
+    record = adapted or {
+        "source": like.path.name,
+        "sha256": like.sha256,
+        "adaptkit": __version__,
+    }
+    write_files(checkpoint_files(path, model, like=like, adapted=record))
+    return path
+
+
+def output_paths(path: Path, like: Checkpoint) -> list[Path]:
+    """Return the files that a checkpoint like another takes: `path`, and shards if it has some."""
+    return [path, *(files.shards_of(path, like.content) if files.is_index(path) else ())]
+
+
+def checkpoint_files(
+    path: Path,
+    model: nn.Module,
+    *,
+    like: Checkpoint,
+    adapted: Mapping[str, Any],
+    transform: Transform | None = None,
+) -> dict[Path, bytes]:
+    """Return what `save_checkpoint` would write, for writing with other files at once.
+
+    `transform` is one to record in place of that of `like`.
+    """
+    state_dict = _changed(like, model)
+    stated = None if transform is None else transform.to_dict()
+    content = like.content.changed(state_dict, _as_json("adapted", adapted), stated)
+    if path.suffix == ".pt2" or content.kind == "program":
+        return {path: _program(path, content, like)}
+    if files.is_index(path):
+        return files.to_shards(path, content)
+    return {path: _serialised(path, content)}
+
+
+def suffix_of(path: Path) -> str:
+    """Return the end of a name that says which kind of file it is, of one word or several.
+
+    >>> suffix_of(Path("model.safetensors.index.json")), suffix_of(Path("best.pth.tar"))
+    ('.safetensors.index.json', '.pth.tar')
+    """
+    if files.is_index(path):
+        return files.INDEX
+    return "".join(path.suffixes[-2:]) if path.suffix == ".tar" else path.suffix
+
+
+def _serialised(path: Path, content: Content) -> bytes:
+    if path.suffix not in SUFFIXES:
+        raise OutputError(f"Expected a name ending in {', '.join(SUFFIXES)}, got {path}")
+    if path.suffix == ".safetensors":
+        return archive.to_safetensors(path, content)
+    return archive.to_torch(content)
+
+
+def _program(path: Path, content: Content, like: Checkpoint) -> bytes:
+    if path.suffix != ".pt2" or content.kind != "program":
+        raise OutputError(
+            f"cannot write {path}: {like.path} is {_kind(like)}, and only a program is written as "
+            f"one: choose a name ending in {suffix_of(like.path)}"
+        )
+    then = like.state_dict
+    changed = {k: v for k, v in content.state_dict.items() if v is not then[k]}
+    return program_bytes(content.origin, changed, content.fields)
+
+
+def _kind(like: Checkpoint) -> str:
+    return "a program" if like.content.kind == "program" else "no program"
+
+
+def _new(
+    path: Path,
+    model: nn.Module,
+    arch: str | None,
+    arch_kwargs: Mapping[str, Any] | None,
+    classes: Sequence[str] | None,
+    transform: Transform | None,
+    style: Style | None,
+    adapted: Mapping[str, Any] | None,
+) -> bytes:
+    if arch is None:
+        raise CheckpointError("to save a checkpoint, give arch= or like=")
+    state_dict = _plain(norms.unwrap(model).state_dict())
+    fresh = build(arch, arch_kwargs, state_dict)
+    fit.load_weights(Path("the model"), arch, fresh, state_dict)
+    tree = {
+        "format": FORMAT,
+        "arch": arch,
+        "arch_kwargs": _as_json("arch_kwargs", arch_kwargs or {}),
+        "classes": None if classes is None else [str(name) for name in classes],
+        "transform": None if transform is None else transform.to_dict(),
+    }
+    if style is not None:
+        tree["style"] = {"mean": style.mean.tolist(), "std": style.std.tolist()}
+    if adapted:
+        tree["adapted"] = _as_json("adapted", adapted)
+    content = Content("torch", {**tree, STATE_DICT: state_dict}, (STATE_DICT,))
+    return _serialised(path, content)
+
+
+def _changed(like: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+    """Take over the source's tensors, and of the model's those that differ, in the stored dtype."""
+    model = norms.unwrap(model)
+    current = model.state_dict()
+    merged = copy.copy(like.state_dict)  # with the attribute in which torch keeps versions
+    superfluous = fit.unused(model, like.naming.of(like.state_dict))
+    for key, name in like.naming.names.items():
+        if name in superfluous:
+            continue
+        stored, new = like.state_dict[key], current.get(name)
+        if new is None or new.shape != stored.shape:
+            raise CheckpointError(f"the model is not of {like.path}'s form: '{key}' does not fit")
+        new = new.detach().cpu()
+        if _equal(new, stored.to(new.dtype)):
+            continue
+        merged[key] = new.to(stored.dtype)
+        if new.isfinite().all() and not merged[key].isfinite().all():
+            raise CheckpointError(
+                f"'{key}' of the model holds values too large for the {stored.dtype} of "
+                f"{like.path}: convert that file to float32 or bfloat16 first"
+            )
+    return merged
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether all values are the same, NaN being the same as NaN."""
+    return torch.equal(a, b) or (
+        a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    )
+
+
+def _as_json(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy in what JSON can hold, which every kind of file can and any reader reads."""
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(record)))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"expected {name} to be what JSON can hold: {error}") from None
+    return copied
+
+
+def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}

@@ -1,0 +1,241 @@
+"""From files to what a run works on: a checkpoint as its user describes it, and images for it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from adaptkit.checkpoint import Checkpoint, load_checkpoint
+from adaptkit.checkpoint.nesting import others
+from adaptkit.data import ImageLoader, image_folder
+from adaptkit.errors import AdaptkitError, CheckpointError, DataError, few
+from adaptkit.transform import Transform
+
+_MOST_CLASS_BYTES = 2**24  # of a file of names
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    arch_kwargs: Mapping[str, Any] | None = None,
+    image_size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: int | None = None,
+    resize: str | None = None,
+    interpolation: str | None = None,
+    classes: str | Path | None = None,
+) -> Checkpoint:
+    """Read a checkpoint, and let its user say what it does not, or says otherwise.
+
+    Args:
+        path: see `load_checkpoint`.
+        arch: see `load_checkpoint`.
+        arch_kwargs: see `load_checkpoint`.
+        image_size: (height, width) of what the model sees; this and the next five take the place
+            of what the checkpoint says, or what is published with the architecture's weights.
+        mean: one per channel, in units of [0, 1].
+        std: one per channel, in units of [0, 1].
+        channels: 1 (grey) or 3 (RGB).
+        resize: "stretch" or "crop", see `Transform`.
+        interpolation: "bilinear", "bicubic" and others, see `Transform`.
+        classes: a file of the outputs' names, one a line, in order.
+
+    Raises:
+        AdaptkitError: what is wrong with the checkpoint or an argument.
+    """
+    checkpoint = load_checkpoint(path, arch=arch, arch_kwargs=arch_kwargs)
+    given: dict[str, Any] = {
+        "image_size": image_size,
+        "mean": None if mean is None else tuple(mean),
+        "std": None if std is None else tuple(std),
+        "channels": channels,
+        "resize": resize,
+        "interpolation": interpolation,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given:
+        transform = _overridden(checkpoint, given)
+        checkpoint = replace(checkpoint, transform=transform, transform_from="options")
+    if classes is not None:
+        checkpoint = replace(checkpoint, classes=_names(Path(classes)))
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model gives.
+
+    Args:
+        kind: "classes", logits of shape (N, K); "pixels", logits of shape (N, K, H, W), or a dict
+            with them; "other", which nothing here can score.
+        size: K, or None.
+    """
+
+    kind: Literal["classes", "pixels", "other"]
+    size: int | None
+
+
+def head_of(checkpoint: Checkpoint) -> Head:
+    """Pass a blank image through a checkpoint's model and look at what comes out.
+
+    Raises:
+        CheckpointError: the checkpoint does not say how images are prepared, the model does not
+            take such images, or has another number of outputs than there are class names.
+    """
+    transform = checkpoint.transform
+    if transform is None:
+        raise _unprepared(checkpoint, {})
+    where = next(checkpoint.model.parameters()).device
+    blank = torch.zeros(1, transform.channels, *transform.image_size, device=where)
+    try:
+        with torch.no_grad():
+            head = _head(checkpoint.model(blank))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{checkpoint.path} ({checkpoint.arch}) does not take images of "
+            f"{' x '.join(map(str, blank.shape[1:]))} (channels, height, width): {reason:.200}"
+        ) from None
+    if checkpoint.classes and head.size and len(checkpoint.classes) != head.size:
+        raise CheckpointError(
+            f"{checkpoint.path} has {head.size} outputs, but {len(checkpoint.classes)} class names "
+            f"are given ({few(checkpoint.classes)})"
+        )
+    return head
+
+
+def open_images(
+    checkpoint: Checkpoint, head: Head, target: Path, batch_size: int, workers: int
+) -> ImageLoader:
+    """Open a folder as a checkpoint's model takes images; of labels only those of classes count.
+
+    Raises:
+        DataError: what is wrong with the folder.
+    """
+    named = head.kind == "classes"
+    return image_folder(
+        target,
+        transform=checkpoint.transform,
+        classes=checkpoint.classes if named else None,
+        outputs=head.size if named else None,
+        batch_size=batch_size,
+        workers=workers,
+    )
+
+
+def notes_on(checkpoint: Checkpoint, head: Head | None = None) -> list[str]:
+    """Return, in words, what was found or assumed that its user may want to know."""
+    notes = []
+    if checkpoint.recognised:
+        count = checkpoint.arch_kwargs.get("num_classes")
+        classes = "" if count is None else f", {count} {'class' if count == 1 else 'classes'}"
+        notes.append(f"recognised {checkpoint.arch}{classes}.")
+    content = checkpoint.content
+    if beside := others(content.tree, content.path):
+        notes.append(
+            f"took the weights under '{content.path[0]}'; those under {few(beside)} stay as they "
+            f"are."
+        )
+    if outside := checkpoint.naming.outside:
+        one = len(outside) == 1
+        said = "tensor is not the model's and stays" if one else "tensors are not the model's, stay"
+        notes.append(f"{len(outside)} {said}: {few(outside)}.")
+    if head and head.kind == "other":
+        notes.append("the model gives no logits of classes or pixels, so nothing is scored.")
+    return notes
+
+
+def preparation(checkpoint: Checkpoint) -> str:
+    """Return, in a line or two, how images are prepared and who says so."""
+    transform = checkpoint.transform
+    if transform is None:
+        return "not known"
+    height, width = transform.image_size
+    way = {"stretch": "stretched", "crop": "centre crop"}[transform.resize]
+    if transform.resize == "crop" and transform.resize_size:
+        way = f"shorter side to {transform.resize_size}, centre crop"
+    if transform.interpolation != "bilinear":
+        way += f", {transform.interpolation}"
+    colour = "RGB" if transform.channels == 3 else "grey"
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (transform.mean, transform.std))
+    said_by = {
+        "checkpoint": "from the checkpoint",
+        "architecture": "as published for the architecture",
+        "options": "from the options",
+    }[checkpoint.transform_from or "options"]
+    return f"{height} x {width} ({way}), {colour}, mean {mean}, std {std}, {said_by}"
+
+
+def stated(checkpoint: Checkpoint) -> Transform | None:
+    """Return the transform that an adapted file has to state anew, as its user changed it."""
+    changed = checkpoint.transform_from == "options" and checkpoint.content.is_ours
+    return checkpoint.transform if changed else None
+
+
+def _unprepared(checkpoint: Checkpoint, given: Collection[str]) -> CheckpointError:
+    """Say what is not known of how images are prepared; a guess could do harm unseen."""
+    known = {*given, *(["image_size"] if checkpoint.input_shape else [])}
+    wanted = {"image_size": "--image-size", "mean": "--mean", "std": "--std"}
+    missing = [option for name, option in wanted.items() if name not in known]
+    return CheckpointError(
+        f"{checkpoint.path} does not say how images are prepared: give {', '.join(missing)} as in "
+        f"training (ImageNet's are --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)"
+    )
+
+
+def _overridden(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Transform:
+    """Return a checkpoint's transform with some fields changed, or a new one of them."""
+    base = checkpoint.transform
+    if base is None and checkpoint.input_shape:
+        count, *size = checkpoint.input_shape
+        given = {"image_size": tuple(size), "channels": count, **given}
+    if base is None and not {"image_size", "mean", "std"} <= given.keys():
+        raise _unprepared(checkpoint, given)
+    channels = given.get("channels") or (base.channels if base else 3)
+    fields = dict(given)
+    for name in ("mean", "std"):
+        if len(given.get(name, ())) == 1:  # one for all channels
+            fields[name] = given[name] * channels
+    try:
+        if base is None:
+            return Transform(**fields)
+        if "image_size" in given and base.resize == "crop" and base.resize_size:
+            shown_share = base.resize_size / max(base.image_size)
+            fields["resize_size"] = round(max(given["image_size"]) * shown_share)
+        return replace(base, **fields)
+    except AdaptkitError as error:
+        raise CheckpointError(f"{error}: give --image-size, --mean, --std to fit") from None
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    try:
+        if path.stat().st_size > _MOST_CLASS_BYTES:
+            raise DataError(f"{path} is no list of class names: it is larger than 16 MiB")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read the class names in {path}: {error.strerror}") from None
+    except ValueError:
+        raise DataError(f"{path} is no list of class names: expected UTF-8, one a line") from None
+    names = tuple(line.strip() for line in lines)
+    while names and not names[-1]:
+        names = names[:-1]
+    if not all(names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: expected class names, one a line, each another")
+    if not names:
+        raise DataError(f"{path} is empty: expected class names, one a line")
+    return names
+
+
+def _head(outputs: Any) -> Head:
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits", outputs.get("out", outputs))
+    elif not isinstance(outputs, Tensor):
+        outputs = getattr(outputs, "logits", outputs)
+    if isinstance(outputs, Tensor) and outputs.ndim in (2, 4) and outputs.shape[1] > 1:
+        return Head("classes" if outputs.ndim == 2 else "pixels", outputs.shape[1])
+    return Head("other", None)
