@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from adaptkit.errors import CheckpointError, shown
-from adaptkit.program.graph import Graph
+from adaptkit.program.steps import Graph
 
 _MOST_BYTES = 4 * 2**30  # at once, for each image
 _TOLERANCE = 1e-3  # of the largest output: kernels differ with the number of rows

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,17 @@ import torch
 from adaptkit.errors import CheckpointError, few, shown
 from adaptkit.program import layers, operations
 from adaptkit.program.layers import Layer
+from adaptkit.program.steps import (
+    Form,
+    Graph,
+    Held,
+    Here,
+    Step,
+    Value,
+    freeing,
+    names_in,
+    read_form,
+)
 from adaptkit.program.tensors import DTYPES, Entry, Place
 
 _MAJOR = 8  # of the schema
@@ -23,103 +34,9 @@ _FORMATS = {
     4: torch.preserve_format,
 }
 _STRIDED = 7
-_CONTAINERS = {
-    "builtins.tuple": tuple,
-    "builtins.list": list,
-    "builtins.dict": dict,
-    "collections.OrderedDict": dict,
-}
-_DEEPEST = 8  # outputs within outputs
+_RESHAPING = frozenset({"view", "reshape", "_unsafe_view"})
 _LONGEST = 1000  # of a text, such as the equation of an einsum
 _ONE_IMAGE = "expected one image input, a tensor of shape (N, C, H, W) of floating point numbers"
-
-
-@dataclass(frozen=True)
-class Value:
-    """What an earlier step gave, or the image."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Held:
-    """A parameter, buffer or constant, under its name in the model."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Here:
-    """The device that the image is on, whichever the program was exported for."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """How outputs are arranged: one by itself, or several in a container.
-
-    Args:
-        kind: None, tuple, list or dict.
-        keys: of a dict.
-        parts: of a container.
-    """
-
-    kind: type | None = None
-    keys: tuple[Any, ...] = ()
-    parts: tuple["Form", ...] = ()
-
-    def filled(self, outputs: Iterator[Any]) -> Any:
-        """Return the outputs in this form."""
-        if self.kind is None:
-            return next(outputs)
-        parts = [part.filled(outputs) for part in self.parts]
-        return dict(zip(self.keys, parts, strict=True)) if self.kind is dict else self.kind(parts)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation.
-
-    Args:
-        target: what is called: a function, or a layer by its name in the model.
-        args: Value, Held and Here stand for something else, and all other things for themselves.
-        kwargs: likewise.
-        outputs: the name of what it gives, or names for the several things that it gives.
-        done: values that no later step needs.
-    """
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: Any
-    done: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A program's graph.
-
-    Args:
-        image: the name of its input.
-        shape: of the input, None where it may be of any size.
-        example: the shape of the input with which it was exported.
-        dtype: of the input, as stored.
-        steps: in order.
-        outputs: as the arguments of a step.
-        form: of the outputs.
-        layers: by their names in the model; one that stands at several places stands here at each.
-    """
-
-    image: str
-    shape: tuple[int | None, ...]
-    example: tuple[int, ...]
-    dtype: torch.dtype
-    steps: tuple[Step, ...]
-    outputs: tuple[Any, ...]
-    form: Form
-    layers: dict[str, Layer]
-
-    def __deepcopy__(self, _: Any) -> "Graph":
-        return self  # nothing in it changes
 
 
 def read_graph(program: Mapping[str, Any], entries: Mapping[str, Entry]) -> Graph:
@@ -148,6 +65,7 @@ class _Reader:
     values: dict[str, Value | Held] = field(default_factory=dict)
     found: dict[str, Layer] = field(default_factory=dict)  # layers, by all their names
     names: dict[Place, list[str]] = field(default_factory=dict)  # all, by where their tensors lie
+    fixed: bool = False  # whether it was exported for one number of images
     half: torch.dtype | None = None  # a dtype for which float32 stands in
 
     def __post_init__(self) -> None:
@@ -164,6 +82,7 @@ class _Reader:
         shape, example = _sizes(meta["sizes"])
         if len(shape) != 4 or dtype is None or not dtype.is_floating_point:
             raise CheckpointError(f"takes a tensor of shape {shown(shape)}, {_ONE_IMAGE}")
+        self.fixed = shape[0] is not None
         self.half = dtype if dtype != torch.float32 else None
         ranks = {name: len(said["sizes"]) for name, said in graph["tensor_values"].items()}
         steps = [
@@ -172,10 +91,9 @@ class _Reader:
             if node["target"] not in operations.CHECKS
         ]
         outputs = tuple(self._outputs(signature["output_specs"], graph["outputs"]))
-        called = next(e["signature"] for e in self.module["module_call_graph"] if not e["fqn"])
-        form = _form(json.loads(called["out_spec"])[1])
-        freeing = _freeing(steps, outputs)
-        return Graph(image, shape, example, dtype, freeing, outputs, form, self.found)
+        forms = {entry["fqn"]: self._forms(entry) for entry in self.module["module_call_graph"]}
+        freed = freeing(steps, outputs)
+        return Graph(image, shape, example, dtype, freed, outputs, forms[""], self.found)
 
     def _image(self, specs: list[Any]) -> str:
         """Name all inputs, and return the name of the one that is no tensor of the program's."""
@@ -201,6 +119,10 @@ class _Reader:
         given = {said["name"]: self._argument(said["arg"]) for said in node["inputs"]}
         names = tuple(_output(said) for said in node["outputs"])
         packet = operations.packet_of(target)
+        if packet in layers.NORMS and packet != "instance_norm" and not given.get("running_mean"):
+            target, given, names = layers.OF_BATCH, layers.by_batch(given), names[:1]
+        if packet in _RESHAPING and self.fixed:
+            given = {key: _by_rows(value) for key, value in given.items()}
         layer = self._layer(packet, given, node, ranks)
         if layer:
             step = Step(layer, (given["input"],), {}, names[0])
@@ -208,7 +130,7 @@ class _Reader:
             step = Step(function, tuple(given.values()), {}, names[0])
         else:
             step = self._operation(target, packet, given, names)
-        for name in _flat(step.outputs):
+        for name in names_in(step.outputs):
             self.values[name] = Value(name)
         return step
 
@@ -226,6 +148,8 @@ class _Reader:
                 raise CheckpointError(f"is broken: '{shown(target)}' is never saved")
             if written and isinstance(given.get(argument.name), Held):
                 raise CheckpointError(f"changes its own tensors and so {layers.TRAINING}")
+            if argument.name == "device" and argument.kwarg_only:
+                given = {**given, "device": Here()}  # what is made anew goes where the image is
             if argument.name in given:
                 kwargs[argument.name] = given[argument.name]
                 if not argument.kwarg_only and len(args) == len(kwargs) - 1:
@@ -247,9 +171,12 @@ class _Reader:
                     "normalises by statistics that are no layer's running_mean and running_var, or "
                     "are computed from them: adapt the model from its source (--arch)"
                 )
-            channels = self.entries[given["running_mean"].name].place.shape[0]
+            held = [v.name for v in given.values() if isinstance(v, Held)]
+            shapes = {self.entries[name].place.shape for name in held}
+            if len(shapes) != 1 or len(first := shapes.pop()) != 1:
+                raise CheckpointError(f"is broken: '{shown(names[0])}' has statistics of two sizes")
             rank = ranks[_only(node["inputs"][0]["arg"])[1]["name"]]
-            layer = layers.norm(names[0], packet, given, channels, rank)
+            layer = layers.norm(names[0], packet, given, first[0], rank)
             if self.found.setdefault(names[0], layer) != layer:
                 raise CheckpointError(
                     f"uses norm layer '{shown(names[0])}' in two ways: adapt the model from its "
@@ -315,6 +242,14 @@ class _Reader:
             raise CheckpointError(f"is broken: nothing gives its value '{shown(name)}'")
         return self.values[name]
 
+    def _forms(self, called: Mapping[str, Any]) -> Form:
+        """Return the form of a module's outputs; that of its inputs is held to the same."""
+        signature = called["signature"]
+        if signature is None:
+            return Form()
+        read_form(json.loads(signature["in_spec"])[1])
+        return read_form(json.loads(signature["out_spec"])[1])
+
     def _outputs(self, specs: list[Any], outputs: list[Any]) -> Iterator[Any]:
         for spec, output in zip(specs, outputs, strict=True):
             kind, _ = _only(spec)
@@ -345,7 +280,18 @@ def _constant(kind: str, value: Any) -> Any:
         return _FORMATS[value]
     if kind == "as_layout" and value == _STRIDED:
         return torch.strided
-    raise CheckpointError(f"holds an argument ({shown(kind)}) that adaptkit does not read")
+    if kind == "as_graph":
+        raise CheckpointError(
+            "holds a graph within its graph, as torch.no_grad() and autocast give in a model's "
+            "forward: export it without them"
+        )
+    raise CheckpointError(f"is broken: its argument {shown(kind)} is {shown(value)}")
+
+
+def _by_rows(argument: Any) -> Any:
+    """Let the first of some fixed sizes be what the others leave: the same for as many images."""
+    fixed = isinstance(argument, list) and all(type(n) is int and n > 0 for n in argument)
+    return [-1, *argument[1:]] if fixed and argument else argument
 
 
 def _output(said: Mapping[str, Any]) -> Any:
@@ -371,47 +317,3 @@ def _sizes(said: list[Any]) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
         if type(example[-1]) is not int or not 0 < example[-1] <= _MOST_PIXELS:
             raise CheckpointError(f"takes a tensor of {shown(example)}, {_ONE_IMAGE}")
     return tuple(shape), tuple(example)
-
-
-def _form(spec: Mapping[str, Any], deepest: int = _DEEPEST) -> Form:
-    """Return the form that a "treespec" describes; what class it names is not looked for."""
-    kind, parts = spec["type"], spec["children_spec"]
-    if kind is None and not parts:
-        return Form()
-    found = _CONTAINERS.get(kind)
-    if found is None or not deepest:
-        raise CheckpointError(
-            f"gives its outputs as {shown(kind)}, expected a tensor, or several in a tuple, list "
-            f"or dict: export the model in a module that returns one"
-        )
-    keys = tuple(json.loads(spec["context"])) if found is dict else ()
-    if not all(isinstance(key, (str, int)) for key in keys):
-        raise CheckpointError("is broken: expected the keys of its outputs to be names")
-    return Form(found, keys, tuple(_form(part, deepest - 1) for part in parts))
-
-
-def _freeing(steps: list[Step], outputs: tuple[Any, ...]) -> tuple[Step, ...]:
-    """Let each step say which values nothing needs afterwards, and name only what is needed."""
-    needed = set(_flat(outputs, Value))
-    freeing = []
-    for step in reversed(steps):
-        used = {*_flat(step.args, Value), *_flat([*step.kwargs.values()], Value)}
-        kept = _kept(step.outputs, needed)
-        freeing.append(replace(step, outputs=kept, done=tuple(sorted(used - needed))))
-        needed |= used
-    return tuple(reversed(freeing))
-
-
-def _kept(names: Any, needed: set[str]) -> Any:
-    if isinstance(names, tuple):
-        return tuple(_kept(name, needed) for name in names)
-    return names if names in needed else None
-
-
-def _flat(tree: Any, kind: type = str) -> Iterator[str]:
-    """Yield the names in nested lists and tuples."""
-    if isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _flat(part, kind)
-    elif isinstance(tree, kind):
-        yield tree.name if isinstance(tree, Value) else str(tree)

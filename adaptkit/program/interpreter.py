@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptkit.program.graph import Graph, Held, Here, Value
+from adaptkit.program.steps import Graph, Held, Here, Value
 from adaptkit.program.tensors import Entry
 
 
@@ -30,8 +30,10 @@ class Interpreter(nn.Module):
             kwargs = {k: self._filled(v, values, device) for k, v in step.kwargs.items()}
             for name in step.done:
                 values.pop(name, None)
-            target = self._at(step.target) if isinstance(step.target, str) else step.target
-            result = target(*args, **kwargs)
+            if isinstance(step.target, str):
+                result = _through(self._at(step.target), *args)
+            else:
+                result = step.target(*args, **kwargs)
             del args, kwargs
             _bind(values, step.outputs, result)
             del result
@@ -98,6 +100,14 @@ def _child(
             made[layer.name] = child
         parent.add_module(name, child)
     return child
+
+
+def _through(layer: nn.Module, x: Tensor) -> Any:
+    """Call a layer; a norm layer's channels are checked here, for not every kernel does."""
+    channels = getattr(layer, "num_features", None)
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(f"Expected an input of {channels} channels, got {x.shape[1]}")
+    return layer(x)
 
 
 def _bind(values: dict[str, Any], names: Any, result: Any) -> None:

@@ -25,6 +25,7 @@ NORMS = frozenset(
     }
 )
 _UPDATING = frozenset({"_batch_norm_with_update", "_batch_norm_with_update_functional"})
+OF_BATCH = "torch.ops.aten.batch_norm.default"
 TRAINING = "is of a model in training mode: export model.eval()"
 
 
@@ -82,3 +83,22 @@ def linear(name: str, given: dict[str, Any], shape: tuple[int, ...]) -> Layer:
     bias = given.get("bias") is not None
     options = {"in_features": shape[1], "out_features": shape[0], "bias": bias}
     return Layer(name, nn.Linear, tuple(options.items()))
+
+
+def by_batch(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a batch norm without stored statistics in the form that checks them.
+
+    Args:
+        given: the arguments in any other form.
+    """
+    return {
+        "input": given["input"],
+        "weight": given.get("weight"),
+        "bias": given.get("bias"),
+        "running_mean": None,
+        "running_var": None,
+        "training": given.get("training", True),
+        "momentum": given["momentum"],
+        "eps": given["eps"],
+        "cudnn_enabled": True,
+    }

@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from adaptkit.errors import CheckpointError, shown
-from adaptkit.program import checks, tensors
+from adaptkit.program import checks, safety, tensors
 from adaptkit.program.archive import Archive
 from adaptkit.program.graph import read_graph
 from adaptkit.program.interpreter import build
 
 _RECORD = "extra/adaptkit.json"
 _MODEL = r"models/[\w.-]+\.json"
+_SAMPLES = r"data/sample_inputs/[\w.-]+\.pt"
 _LONGEST = 2**28  # bytes of JSON
 
 
@@ -49,6 +50,14 @@ def read_program(path: Path, content: bytes) -> Program:
         CheckpointError: it is broken or of an older torch, calls what may do harm, holds more than
             tensors, is in training mode, takes something else than one image tensor, or works for
             one number of images only.
+
+    >>> import io, torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    >>> file = io.BytesIO()
+    >>> torch.export.save(torch.export.export(net, (torch.zeros(2, 3, 8, 8),)), file)
+    >>> program = read_program(Path("net.pt2"), file.getvalue())
+    >>> program.input_shape, [name for name, _ in program.model.named_modules()]
+    ((2, 3, 8, 8), ['', '0', '1'])
     """
     try:
         return _read(content)
@@ -88,7 +97,9 @@ def _read(content: bytes) -> Program:
     if len(text) > _LONGEST:
         raise CheckpointError(f"has a graph of {len(text):,} bytes: it is no model's")
     entries = tensors.entries(archive, len(content))
-    graph = read_graph(json.loads(text), entries)
+    described = json.loads(text)
+    safety.check(described, entries, archive.read(archive.only(_SAMPLES)))
+    graph = read_graph(described, entries)
     model = build(graph, entries, tensors.read(archive, entries))
     checks.check(model, build(graph, entries, tensors.hollow(entries)), graph)
     stored = {k: v for k, v in entries.items() if v.persistent}
