@@ -224,7 +224,7 @@ def test_what_cannot_be_read_is_named_in_either_folder(here: Path) -> None:
     [
         (["--target", "BROKEN"], "none of the 10 images in"),
         (["--source-data", "BROKEN"], "can be read, the first being 000"),
-        (["--arch", "torchvision:fcn_resnet50"], "unknown architecture"),  # not for classes
+        (["--arch", "torchvision:resnet81"], "unknown architecture"),  # not for classes
         (["--target", "missing"], "missing"),
         (["--layer", "nothing"], "no layer 'nothing'"),
         (["--report", "r.txt"], "a report ending in .csv"),

@@ -76,8 +76,9 @@ def test_float32_feature_maps_keep_five_digits(memory_format: torch.memory_forma
     x = sample(3, 16, 8, 112, 112, loc=1, scale=3).float()
     m = Moments.of(x.to(memory_format=memory_format))
     variance, mean = torch.var_mean(x.double(), [0, 2, 3])
-    assert ((m.mean - mean).abs() / variance.sqrt()).max() < 1e-6
-    assert (m.variance().log() - variance.log()).abs().max() < 1e-6
+    # How many threads share the sums decides their last digits: 1.2e-6 on one, less on more.
+    assert ((m.mean - mean).abs() / variance.sqrt()).max() < 5e-6
+    assert (m.variance().log() - variance.log()).abs().max() < 5e-6
 
 
 def test_no_values_and_one_value() -> None:

@@ -30,7 +30,7 @@ class Checkpoint:
         transform: from an image to the model's input, or None where that is not known.
         transform_from: "checkpoint", or "architecture" where it is the one published with its
             weights; None without one.
-        input_shape: (channels, height, width) of a program's images, where it fixes them; else None.
+        input_shape: (channels, height, width) of a program's images where it fixes them.
         naming: which of the file's keys are the model's, and under which names.
         content: everything in the file.
     """

@@ -123,7 +123,9 @@ def _renamed(model: nn.Module, way: Naming, found: Mapping[str, Tensor]) -> Nami
             place = f"{prefix}." if prefix else ""
             module._load_from_state_dict(current, place, {}, False, [], [], [])
     names = {keys[id(value)]: name for name, value in current.items() if id(value) in keys}
-    renamed = Naming({key: names[key] for key in way.names if key in names}, way.outside, way.clash)
+    if names.keys() != way.names.keys():  # something was taken out
+        return way
+    renamed = Naming({key: names[key] for key in way.names}, way.outside, way.clash)
     own = set(model.state_dict())
     return renamed if _misnamed(own, renamed) < _misnamed(own, way) else way
 
