@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from adaptkit import estimate, evaluate, load_checkpoint, save_checkpoint
 from adaptkit.architectures import build
+from adaptkit.models import SmallCNN
 from adaptkit.norms import norm_layers
 from adaptkit.pipeline.opening import head_of, open_checkpoint, open_images
 from cli import main
@@ -153,6 +155,54 @@ def test_detection_with_frozen_batch_norm() -> None:
     layers = norm_layers(read.model)
     assert {type(layer) for layer in layers.values()} == {torchvision.ops.FrozenBatchNorm2d}
     assert len(moved) == 2 * len(layers)
+
+
+def test_a_program_needs_no_source() -> None:
+    net = SmallCNN(in_channels=3, num_classes=3, width=4).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own, on its own code
+        program = torch.export.export(net, (torch.zeros(2, 3, 16, 16),))
+        torch.export.save(program, "x.pt2")
+    prepared = ["--mean", "0.5", "--std", "0.5"]
+    run = adapt(source="x.pt2")
+    assert "give --mean, --std as in training" in run.output  # the size is the program's own
+    run = adapt(*prepared, source="x.pt2")
+    assert run.exit_code == 0, run.output
+    assert "Images: 16 x 16 (stretched), RGB, mean 0.5 0.5 0.5" in run.output
+    read = load_checkpoint("x.pt2")
+    assert (read.arch, read.transform, read.adapted) == ("torch.export", None, None)
+    again = load_checkpoint("x-adapted.pt2")
+    assert again.transform is not None  # as the options said
+    assert again.adapted is not None
+    images = torch.rand(2, 3, 16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = torch.export.load("x-adapted.pt2").module()(images)
+    torch.testing.assert_close(theirs, again.model(images))
+    moved = [k for k, v in read.state_dict.items() if not torch.equal(v, again.state_dict[k])]
+    assert len(moved) == 8
+    assert adapt(source="x-adapted.pt2").exit_code == 0  # it says how images are prepared
+    run = adapt(*prepared, "--arch", "adaptkit:small_cnn", "--out", "y.pt2", source="x.pt2")
+    assert "is a program that holds its own architecture: drop --arch" in run.output
+    run = adapt(*prepared, "--out", "y.pt", source="x.pt2")
+    assert "choose a name ending in .pt2" in run.output
+    assert not Path("y.pt").exists()
+
+
+def test_a_pack_of_a_programs_statistics_gives_the_same() -> None:
+    net = SmallCNN(in_channels=3, num_classes=3, width=4).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(net, (torch.zeros(2, 3, 16, 16),))
+        torch.export.save(program, "x.pt2")
+    prepared = ["--mean", "0.5", "--std", "0.5"]
+    assert adapt(*prepared, source="x.pt2").exit_code == 0
+    assert adapt(*prepared, "--stats-only", source="x.pt2").exit_code == 0
+    line = ["apply", "--source", "x.pt2", "--stats", "x-statistics.safetensors", "--out", "y.pt2"]
+    run = CliRunner().invoke(main, line)
+    assert run.exit_code == 0, run.output
+    one, other = load_checkpoint("y.pt2").state_dict, load_checkpoint("x-adapted.pt2").state_dict
+    assert all(torch.allclose(one[key], other[key], rtol=1e-6) for key in one)
 
 
 def test_a_factory_of_ones_own(here: Path) -> None:

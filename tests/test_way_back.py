@@ -259,6 +259,15 @@ def test_shards_are_not_overwritten(net: SmallCNN, here: Path) -> None:
     assert not Path("b.safetensors.index.json").exists()
 
 
+def test_shards_of_the_source_are_never_written(net: SmallCNN, here: Path) -> None:
+    source = write_sharded(net, here).rename("other.safetensors.index.json")
+    read = load_checkpoint(source)
+    with pytest.raises(OutputError, match=r"model-00001-of-00002\.safetensors is also the input"):
+        save_checkpoint("model.safetensors.index.json", read.model, like=read, force=True)
+    with pytest.raises(OutputError, match=r"model-00002-of-00002\.safetensors is also the input"):
+        save_checkpoint("model-00002-of-00002.safetensors", read.model, like=read, force=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

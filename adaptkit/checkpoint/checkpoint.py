@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.checkpoint.content import Content
+from adaptkit.checkpoint.files import read_from
 from adaptkit.checkpoint.nesting import Naming
 from adaptkit.layers.adain import Style
 from adaptkit.transform import Transform
@@ -52,6 +53,11 @@ class Checkpoint:
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors as found, with their own keys and dtypes."""
         return self.content.state_dict
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it was read from: one, or an index and its shards."""
+        return read_from(self.path, self.content)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the tensors, names and all: the same in any container."""

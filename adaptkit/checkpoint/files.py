@@ -131,6 +131,12 @@ def shards_of(path: Path, content: Content) -> list[Path]:
     ]
 
 
+def read_from(path: Path, content: Content) -> list[Path]:
+    """Return the files that a content was read from: that at `path`, and shards if it has some."""
+    layout = content.origin
+    return [path, *(map(path.with_name, layout.shards) if isinstance(layout, _Layout) else ())]
+
+
 def _index(path: Path, content: bytes) -> dict[str, Any]:
     try:
         index = json.loads(content)

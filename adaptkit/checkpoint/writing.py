@@ -69,7 +69,7 @@ def save_checkpoint(
             {path: _new(path, model, arch, arch_kwargs, classes, transform, style, adapted)}
         )
         return path
-    check_outputs(output_paths(path, like), inputs=[like.path], force=force)
+    check_outputs(output_paths(path, like), inputs=like.files, force=force)
     record = adapted or {
         "source": like.path.name,
         "sha256": like.sha256,
