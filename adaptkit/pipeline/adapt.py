@@ -176,8 +176,8 @@ def adapt_folder(
             interpolation=interpolation,
             classes=classes,
         )
-        files = [] if stats_only else output_paths(outputs.checkpoint, checkpoint)
-        check_outputs(files, inputs=checkpoint.files, force=force)
+        whole = [] if stats_only else output_paths(outputs.checkpoint, checkpoint)
+        check_outputs(whole, inputs=checkpoint.files, force=force)
         model = checkpoint.model.to(where)
         if method == "adabn":
             check_layers(checkpoint)
