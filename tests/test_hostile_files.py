@@ -293,6 +293,12 @@ def test_links_and_pipes() -> None:
     refused("a\0b.pt", "cannot read|there is no checkpoint")
 
 
+def test_files_larger_than_the_memory() -> None:
+    with Path("x.pt").open("wb") as file:  # sparse: it takes no room
+        file.truncate(2**42)
+    refused("x.pt", r"x\.pt of 4,096 GiB is larger than the memory of this machine")
+
+
 # Values.
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ def read(path: Path) -> bytes:
             raise CheckpointError(f"{path} {what}" if what else f"there is no checkpoint {path}")
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file: give a .pt, .pth or .safetensors file")
+        size = path.stat().st_size
+        if size > _memory():
+            raise CheckpointError(
+                f"{path} of {size / 2**30:,.0f} GiB is larger than the memory of this machine"
+            )
         content = path.read_bytes()
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL in the name
         reason = getattr(error, "strerror", None) or error
@@ -135,6 +141,13 @@ def read_from(path: Path, content: Content) -> list[Path]:
     """Return the files that a content was read from: that at `path`, and shards if it has some."""
     layout = content.origin
     return [path, *(map(path.with_name, layout.shards) if isinstance(layout, _Layout) else ())]
+
+
+def _memory() -> int:
+    """Return how many bytes of memory this machine has, used or not."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return 2**62
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _index(path: Path, content: bytes) -> dict[str, Any]:
