@@ -21,6 +21,7 @@ _INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _DEFAULT_INTERPOLATION = "bilinear"
+_LONGEST = 2**13  # side of what a model sees
 _MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
 
 
@@ -71,6 +72,8 @@ class Transform:
             raise AdaptkitError(
                 f"transform: mean and std must be numbers, got {self.mean} and {self.std}"
             )
+        if max(sizes) > _LONGEST:
+            raise AdaptkitError(f"transform: sizes are at most {_LONGEST:,} pixels, got {sizes}")
         if len(self.image_size) != 2:
             raise AdaptkitError(
                 f"transform: image_size must be (height, width), got {self.image_size}"

@@ -248,7 +248,7 @@ def test_what_training_wrote_comes_back_in_its_form(here: Path, net: SmallCNN) -
     found = torch.load("out.pt", weights_only=True)
     assert torch.equal(found.pop("optimizer")["buf"], torch.ones(2))
     assert list(found.pop("state_dict")) == list(state)
-    assert found == {"epoch": 9, "arch": "resnet50", "classes": 3, "adapted": {"samples": 16}}
+    assert found == {"epoch": 9, "arch": "resnet50", "classes": 3, "adaptkit": {"samples": 16}}
     assert load_checkpoint("out.pt", arch="adaptkit:small_cnn").adapted == {"samples": 16}
     with pytest.raises(OutputError, match=r"holds only JSON \(.*\): choose a name ending in \.pt"):
         save_checkpoint("out.safetensors", read.model, like=read)
@@ -418,7 +418,7 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
         ({"arch": "timmy:x"}, r"timmy:x, whose code runs only if you name it"),
         ({"arch": "torchvision:resnet81"}, "did you mean torchvision:resnet"),
         ({"arch_kwargs": [1]}, "expected 'arch_kwargs' to be a dict"),
-        ({"arch_kwargs": {"depth": 3}}, "does not take {'depth': 3}"),
+        ({"arch_kwargs": {"depth": 3}}, "does not take {.*'depth': 3}"),
         ({"classes": "abc"}, "expected 'classes' to be a list"),
         ({"classes": [1, 2]}, "'classes' to be a list of names"),
         ({"transform": {"image_size": [0, 0]}}, r"x\.pt: transform: sizes must be"),

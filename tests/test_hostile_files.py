@@ -211,6 +211,37 @@ def test_shapes_larger_than_the_file() -> None:
     refused("x.pt", r"'w' has no values: it was saved on 'meta'")
 
 
+@pytest.mark.parametrize(
+    ("arch", "arguments"),
+    [
+        ("adaptkit:small_cnn", {"width": 40_000}),
+        ("torchvision:resnet18", {"num_classes": 10**7}),
+        ("torchvision:mobilenet_v2", {"inverted_residual_setting": [[1, 16, 20_000, 1]]}),
+        ("timm:vit_tiny_patch16_224", {"depth": 10**6}),
+    ],
+)
+def test_arguments_in_a_file_ask_for_no_more_than_it_holds(
+    arch: str, arguments: dict[str, Any]
+) -> None:
+    content = {"format": "adaptkit/1", "arch": arch, "arch_kwargs": arguments}
+    torch.save({**content, "state_dict": state()}, "x.pt")
+    refused("x.pt", "beyond what its 26 tensors can be of|they ask for [0-9,]+ numbers, and it ho")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"image_size": [10**7, 10**7]},
+        {"image_size": [8, 8], "mean": [10**400] * 3},
+        {"image_size": [8, 8], "resize": "crop", "resize_size": 10**9},
+    ],
+)
+def test_transforms_that_no_memory_holds(transform: dict[str, Any]) -> None:
+    content = {"format": "adaptkit/1", "arch": "adaptkit:small_cnn", "transform": transform}
+    torch.save({**content, "state_dict": state()}, "x.pt")
+    refused("x.pt", r"^x\.pt: ")
+
+
 def test_memory_stays_bounded() -> None:
     """Each of the bombs, in a process that may not grow by more than a few hundred MiB."""
     records = records_of({"w": torch.zeros(1)})

@@ -9,6 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 from torchvision.models import resnet18
 
 from adaptkit import AdaptkitError, Transform, load_checkpoint, save_checkpoint
@@ -159,3 +161,54 @@ def test_an_architectures_arguments() -> None:
     run = adapt(*options, "--arch-arg", "width=5", "--force")
     assert run.exit_code == 1
     assert "plain.pt does not fit adaptkit:small_cnn: " in run.output
+
+
+def test_no_input_is_ever_written_over() -> None:
+    """Not even with --force: the source's shards, the names, the user's own code."""
+    state = torch.load("plain.pt", weights_only=True)
+    save_file(state, "s-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(state, "s-00001-of-00001.safetensors")}
+    Path("s.safetensors.index.json").write_text(json.dumps(index))
+    Path("names.csv").write_text("cat\ndog\nemu\n")
+    prepared = ["--image-size", "8", "--channels", "1", "--mean", "0.5", "--std", "0.5", "--force"]
+    sharded = "s.safetensors.index.json"
+    for args, source in (
+        (["--stats-only", "--out", "s-00001-of-00001.safetensors"], sharded),
+        (["--out", "s-00001-of-00001.safetensors"], sharded),
+        (["--classes", "names.csv", "--out", "names.pt"], "plain.pt"),
+    ):
+        run = adapt(*prepared, *args, source=source)
+        assert run.exit_code == 1
+        assert "is also the input, which is never changed" in run.output
+
+
+def test_a_restyled_file_that_is_adapted_again_stays_restyled() -> None:
+    prepared = ["--image-size", "8", "--channels", "1", "--mean", "0.5", "--std", "0.5"]
+    torch.save({"net": torch.load("plain.pt", weights_only=True), "transform": 3}, "n.pt")
+    assert adapt(*prepared, "--method", "adain", source="n.pt").exit_code == 0
+    first = load_checkpoint("n-adapted.pt")
+    assert first.transform is not None
+    assert first.transform.style_mean is not None
+    run = adapt("--out", "again.pt", source="n-adapted.pt")
+    assert run.exit_code == 0, run.output
+    assert load_checkpoint("again.pt").transform == first.transform
+    assert torch.load("again.pt", weights_only=True)["transform"] == 3
+
+
+@pytest.mark.parametrize("line", ["raise KeyError('x')", "return 1 / 0", "return self.nothing"])
+def test_models_that_raise_anything(line: str) -> None:
+    Path("nets.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.bn = torch.nn.BatchNorm2d(1, affine=False)\n"
+        "    def forward(self, x):\n"
+        f"        {line}\n"
+    )
+    torch.save({f"bn.{k}": v for k, v in nn.BatchNorm2d(1, affine=False).state_dict().items()}, "b")
+    prepared = ["--image-size", "8", "--channels", "1", "--mean", "0.5", "--std", "0.5"]
+    run = adapt(*prepared, "--arch", "nets.py:Net", source="b")
+    assert run.exit_code == 1
+    assert "does not take images of 1 x 8 x 8 (channels, height, width): " in run.output
+    assert isinstance(run.exception, SystemExit)

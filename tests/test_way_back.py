@@ -72,8 +72,8 @@ def same(a: Any, b: Any, path: str = "") -> list[str]:
 def changed_only_statistics(before: Any, after: Any) -> None:
     after = dict(after) if isinstance(after, OrderedDict) else after
     before = dict(before) if isinstance(before, OrderedDict) else before
-    if "adapted" in after:
-        after = {k: v for k, v in after.items() if k != "adapted"}
+    if "adaptkit" in after:
+        after = {k: v for k, v in after.items() if k != "adaptkit"}
     where = same(before, after)
     assert len(where) == 8, where  # four norm layers, each with a mean and a variance
     assert all(name.rpartition(".")[2] in ("running_mean", "running_var") for name in where)
@@ -155,7 +155,7 @@ def test_what_torch_wrote_before_1_6_stays_in_that_form(net: SmallCNN) -> None:
     out = written_back("x.pt", net)
     assert not zipfile.is_zipfile(out)
     found = torch.load(out, weights_only=True)
-    assert found.keys() == {"state_dict", "epoch", "adapted"}
+    assert found.keys() == {"state_dict", "epoch", "adaptkit"}
     assert len(same(dict(net.state_dict()), dict(found["state_dict"]))) == 8
 
 
@@ -182,6 +182,33 @@ def test_what_is_not_the_models_stays(net: SmallCNN) -> None:
     torch.save({"state_dict": state}, "y.ckpt")
     out = torch.load(written_back("y.ckpt", net), weights_only=True)
     assert torch.equal(out["state_dict"]["loss.weight"], torch.ones(3))
+
+
+def test_fields_of_others_keep_their_names_and_values(net: SmallCNN) -> None:
+    theirs = {"adapted": {"mine": torch.ones(1)}, "transform": {"mine": 1}, "format": "pt"}
+    torch.save({**theirs, "net": net.state_dict()}, "x.pt")
+    found = torch.load(written_back("x.pt", net), weights_only=True)
+    assert same(theirs, {key: found[key] for key in theirs}) == []
+
+
+@pytest.mark.parametrize("ema", [{"decay": torch.ones(1)}, {"features.0.weight": torch.ones(1)}])
+def test_of_several_state_dicts_that_which_fits_is_meant(net: SmallCNN, ema: Any) -> None:
+    torch.save({"model": net.state_dict(), "ema": ema}, "x.pt")
+    for arch in (None, "adaptkit:small_cnn"):
+        assert load_checkpoint("x.pt", arch=arch).content.path == ("model",)
+    torch.save({"ema": ema}, "y.pt")
+    with pytest.raises(CheckpointError, match=r"\(the weights under 'ema'\)$"):
+        load_checkpoint("y.pt")
+
+
+@pytest.mark.parametrize("write", [save_file, torch.save])
+@pytest.mark.parametrize("name", ["x.bin", "x.safetensors", "x.model"])
+def test_a_file_of_the_same_suffix_is_of_the_same_kind(
+    net: SmallCNN, write: Any, name: str
+) -> None:
+    write(dict(net.state_dict()), name)
+    out = written_back(name, net)
+    assert zipfile.is_zipfile(out) == zipfile.is_zipfile(name)
 
 
 def test_two_tensors_of_one_name_are_refused(net: SmallCNN) -> None:
@@ -220,6 +247,7 @@ def write_sharded(net: nn.Module, folder: Path) -> Path:
     for name, part in zip(names, parts, strict=True):
         save_file(part, folder / name, {"format": "pt"})
     index = {
+        "more": [1],
         "metadata": {"total_size": 1234, "who": "them"},
         "weight_map": {k: n for n, part in zip(names, parts, strict=True) for k in part},
     }
@@ -233,6 +261,7 @@ def test_shards_stay_shards(net: SmallCNN, here: Path) -> None:
     out = written_back(source.name, net, out="b.safetensors.index.json")
     index = json.loads(Path(out).read_text())
     assert index["metadata"]["who"] == "them"
+    assert (index["more"], next(iter(index))) == ([1], "more")
     assert set(index["weight_map"].values()) == {
         "b-00001-of-00002.safetensors",
         "b-00002-of-00002.safetensors",

@@ -70,16 +70,25 @@ def to_safetensors(path: Path, content: Content) -> bytes:
     Raises:
         OutputError: JSON cannot hold all that it holds beside tensors.
     """
+    record = check_header(path, content)
+    tensors = {k: v.clone().contiguous() for k, v in content.state_dict.items()}  # not shared
+    others = {k: v if isinstance(v, str) else json.dumps(v) for k, v in content.metadata.items()}
+    return safetensors.torch.save(tensors, {"format": "pt", **others, "adaptkit": record})
+
+
+def check_header(path: Path, content: Content) -> str:
+    """Return all but the state dict as JSON.
+
+    Raises:
+        OutputError: JSON cannot hold it.
+    """
     try:
-        record = json.dumps(content.header())
+        return json.dumps(content.header())
     except (TypeError, ValueError, RecursionError) as error:
         raise OutputError(
             f"cannot write {path}: beside tensors a .safetensors file holds only JSON "
             f"({shown(str(error))}): choose a name ending in .pt"
         ) from None
-    tensors = {k: v.clone().contiguous() for k, v in content.state_dict.items()}  # not shared
-    others = {k: v if isinstance(v, str) else json.dumps(v) for k, v in content.metadata.items()}
-    return safetensors.torch.save(tensors, {"format": "pt", **others, "adaptkit": record})
 
 
 def to_torch(content: Content) -> bytes:
@@ -166,9 +175,14 @@ def check_tensors(path: Path, state_dict: Any, size: int) -> None:
                 f"{path}: '{shown(key)}' of shape {shown(tuple(value.shape))} holds repeated "
                 f"values, more than the file has bytes: save the model before it was expanded"
             )
-    stored = {s.data_ptr(): s.nbytes() for s in (v.untyped_storage() for v in state_dict.values())}
-    if sum(stored.values()) > size:
+    if stored(state_dict) > size:
         raise CheckpointError(f"{path} is broken: it is smaller than the tensors that it declares")
+
+
+def stored(state_dict: Mapping[str, Tensor]) -> int:
+    """Return how many bytes of memory the tensors take, shared ones counted once."""
+    storages = (value.untyped_storage() for value in state_dict.values())
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def _safetensors(path: Path, content: bytes) -> Content:
@@ -190,8 +204,7 @@ def _where(path: Path, tree: Any) -> nesting.Path:
     if isinstance(tree, dict) and is_our_format(tree.get("format")):
         fields.check(path, tree)
         return (STATE_DICT,)
-    where = nesting.find(tree)
-    return () if where is None else where
+    return next(iter(nesting.find(tree)), ())
 
 
 def _check_archive(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from adaptkit.checkpoint import nesting
 FORMAT = "adaptkit/1"
 STATE_DICT = "state_dict"
 _TRAINING, _PATH = "training", "path"  # in a header: what stands beside a state dict, and where
-_OURS = "adaptkit"  # in a plain state dict: what stands among torch's own versions
+_OURS = "adaptkit"  # what we say in a file of others: beside a state dict, or in its _metadata
 
 Kind = Literal["torch", "legacy torch", "safetensors", "sharded safetensors", "program"]
 
@@ -52,13 +52,12 @@ class Content:
         """What the file says in our terms; of others' files only what adapting added."""
         if self.is_ours:
             return {k: v for k, v in self.tree.items() if k != STATE_DICT}
-        if not self.path:
-            record = getattr(self.tree, "_metadata", {}).get(_OURS)
-            if not isinstance(record, dict):
-                return {}
-            adapted = {k: v for k, v in record.items() if k != "transform"}
-            return _added({"adapted": adapted, **record})
-        return _added(self.tree)
+        beside = self.tree if self.path else getattr(self.tree, "_metadata", {})
+        record = beside.get(_OURS)
+        if not isinstance(record, dict):
+            return {}
+        adapted = {k: v for k, v in record.items() if k != "transform"}
+        return _added({"adapted": adapted, "transform": record.get("transform")})
 
     def changed(
         self,
@@ -74,10 +73,11 @@ class Content:
             transform: from an image to the model's input, where adapting changed it.
         """
         added = {k: v for k, v in (("adapted", adapted), ("transform", transform)) if v}
+        said = {**self.fields, **added}
         if not self.path:
-            return replace(self, tree=_plain(state_dict, {**self.fields, **added}))
+            return replace(self, tree=_plain(state_dict, said))
         tree = nesting.with_leaf(self.tree, self.path, state_dict)
-        tree.update(added)
+        tree.update(added if self.is_ours else _record(said))
         return replace(self, tree=tree)
 
     def header(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Content:
         if self.is_ours or not self.path:
             return self.fields
         others = nesting.with_leaf(self.tree, self.path, None)
-        beside = {k: v for k, v in others.items() if k not in self.fields}
+        beside = {k: v for k, v in others.items() if k != _OURS}
         return {**self.fields, _TRAINING: beside, _PATH: list(self.path)}
 
     @classmethod
@@ -107,7 +107,8 @@ class Content:
             path, tree = (STATE_DICT,), {**header, STATE_DICT: state_dict}
         elif _TRAINING in header:
             path = tuple(map(str, header[_PATH]))
-            tree = {**nesting.with_leaf(header[_TRAINING], path, state_dict), **_added(header)}
+            tree = nesting.with_leaf(header[_TRAINING], path, state_dict)
+            tree.update(_record(_added(header)))
         else:
             tree = _plain(state_dict, _added(header))
         return cls(kind, tree, path, metadata, origin)
@@ -123,20 +124,22 @@ def is_our_format(name: Any) -> bool:
 
 
 def _added(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that adapting adds to a file; a transform of others' is not ours."""
-    adapted, transform = record.get("adapted"), record.get("transform")
-    if not isinstance(adapted, dict):
-        return {}
-    restyled = adapted.get("method") == "adain" and isinstance(transform, dict)
-    return {"adapted": adapted, "transform": transform} if restyled else {"adapted": adapted}
+    """Return the fields that adapting adds to a file of others."""
+    found = {name: record.get(name) for name in ("adapted", "transform")}
+    return {name: value for name, value in found.items() if value}
+
+
+def _record(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those fields as one, under a key that nobody else has; {} where nothing is said."""
+    record = {**(fields.get("adapted") or {})}
+    if fields.get("transform"):
+        record["transform"] = fields["transform"]
+    return {_OURS: record} if record else {}
 
 
 def _plain(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a state dict that says of itself what `fields` has, where torch keeps versions."""
-    said = dict(fields)
     tree = OrderedDict(state_dict)
-    versions = dict(getattr(state_dict, "_metadata", {}))
-    if said.get("adapted"):
-        versions[_OURS] = {**said.pop("adapted"), **said}
+    versions = {**getattr(state_dict, "_metadata", {}), **_record(fields)}
     tree._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     return tree

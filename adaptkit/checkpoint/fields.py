@@ -1,5 +1,6 @@
 """What a file of format adaptkit/1 says beside its tensors, held to that format."""
 
+import json
 import re
 import reprlib
 from collections.abc import Mapping
@@ -57,6 +58,11 @@ def check_types(path: Path, fields: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"{path}: expected '{name}' to be a {types[0].__name__}, got {type(value).__name__}"
             )
+    for name in ("arch_kwargs", "transform", "adapted"):
+        try:
+            json.dumps(fields.get(name))
+        except (TypeError, ValueError, RecursionError):
+            raise CheckpointError(f"{path}: expected '{name}' to be what JSON can hold") from None
     if not all(isinstance(name, str) for name in fields.get("classes") or ()):
         raise CheckpointError(f"{path}: expected 'classes' to be a list of names")
     _check_style(path, fields.get("style"))
@@ -73,7 +79,7 @@ def transform_of(path: Path, fields: Mapping[str, Any]) -> Transform | None:
         return None
     try:
         return Transform.from_dict(stated)
-    except (AdaptkitError, TypeError) as error:
+    except (AdaptkitError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 

@@ -56,6 +56,7 @@ def is_index(path: Path) -> bool:
 class _Layout:
     """How a sharded checkpoint lies in its files: shard -> its keys, and its own metadata."""
 
+    index: dict[str, Any]
     shards: dict[str, list[str]]
     metadata: dict[str, dict[str, str]]
 
@@ -68,8 +69,8 @@ class _Layout:
         }
 
 
-def parse_index(path: Path, content: bytes) -> tuple[Content, str]:
-    """Return what the shards that an index names hold together, and the SHA-256 of all the files.
+def parse_index(path: Path, content: bytes) -> tuple[Content, str, int]:
+    """Return what the shards that an index names hold together, and the files' SHA-256 and size.
 
     Args:
         path: of the index; the shards lie beside it.
@@ -80,7 +81,7 @@ def parse_index(path: Path, content: bytes) -> tuple[Content, str]:
     """
     index = _index(path, content)
     weight_map: dict[str, str] = index["weight_map"]
-    layout = _Layout({name: [] for name in sorted(set(weight_map.values()))}, {})
+    layout = _Layout(index, {name: [] for name in sorted(set(weight_map.values()))}, {})
     digest, size = hashlib.sha256(content), 0
     found: dict[str, Tensor] = {}
     for name in layout.shards:
@@ -103,7 +104,7 @@ def parse_index(path: Path, content: bytes) -> tuple[Content, str]:
         layout.metadata[name] = metadata
         found |= tensors
     archive.check_tensors(path, found, size)
-    return _content(path, index, found, layout), digest.hexdigest()
+    return _content(path, index, found, layout), digest.hexdigest(), size
 
 
 def to_shards(path: Path, content: Content) -> dict[Path, bytes]:
@@ -118,8 +119,8 @@ def to_shards(path: Path, content: Content) -> dict[Path, bytes]:
     names = layout.renamed(path.name.removesuffix(INDEX))
     tensors = content.state_dict
     metadata = {**content.metadata, **({"adaptkit": h} if (h := content.header()) else {})}
-    weight_map = {key: names[shard] for shard, keys in layout.shards.items() for key in keys}
-    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    weight_map = {key: names[shard] for key, shard in layout.index["weight_map"].items()}
+    index = {**layout.index, "metadata": metadata, "weight_map": weight_map}
     files = {path: (json.dumps(index, indent=2) + "\n").encode()}
     for shard, keys in layout.shards.items():
         files[path.with_name(names[shard])] = safetensors.torch.save(
@@ -129,12 +130,16 @@ def to_shards(path: Path, content: Content) -> dict[Path, bytes]:
 
 
 def shards_of(path: Path, content: Content) -> list[Path]:
-    """Return where `to_shards` puts the shards of a content whose index goes to `path`."""
-    if not isinstance(content.origin, _Layout):
-        return []
-    return [
-        path.with_name(n) for n in content.origin.renamed(path.name.removesuffix(INDEX)).values()
-    ]
+    """Return where `to_shards` puts the shards of a content whose index goes to `path`.
+
+    Raises:
+        OutputError: the content was not sharded.
+    """
+    layout = content.origin
+    if not isinstance(layout, _Layout):
+        raise OutputError(f"cannot write {path}: only a sharded checkpoint is written as one")
+    names = layout.renamed(path.name.removesuffix(INDEX))
+    return [path.with_name(name) for name in names.values()]
 
 
 def read_from(path: Path, content: Content) -> list[Path]:

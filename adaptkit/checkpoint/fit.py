@@ -1,7 +1,8 @@
 """From a state dict and the name of an architecture to a model with those weights."""
 
+import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from adaptkit import norms
-from adaptkit.architectures import build
+from adaptkit.architectures import arguments_of, build, without_memory
 from adaptkit.checkpoint.nesting import Naming
 from adaptkit.errors import CheckpointError, few, shown
 
+_COUNTS = re.compile("depth|layer|block|repeat|stage|stack")  # arguments that say how many parts
+_MOST_IN_LIST = 4096
+_SPARE = 2**20  # numbers that a model may have beyond those in its file
 _COUNTER = "num_batches_tracked"  # inference does not use it, and old files lack it
 
 
@@ -54,6 +58,41 @@ def built(
             f"be the same tensor of {spec}: leave one of them out"
         )
     return model, best
+
+
+def check_size(
+    path: Path, spec: str, kwargs: Mapping[str, Any], found: Mapping[str, Tensor]
+) -> None:
+    """Refuse arguments in a file that ask for a model much larger than the file, before it is made.
+
+    Raises:
+        CheckpointError: they do.
+    """
+    for name, value in kwargs.items():
+        most = len(found) if _COUNTS.search(name) else _MOST_IN_LIST
+        deep = bool(_COUNTS.search(name)) or not isinstance(value, int)
+        if deep and any(number > most for number in _numbers(value)):
+            raise CheckpointError(
+                f"{path} asks for {spec} with '{shown(name)}' beyond what its {len(found)} tensors "
+                f"can be of: give --arch {spec} and --arch-arg (arch=, arch_kwargs=)"
+            )
+    own = without_memory(spec, {**arguments_of(spec, found), **kwargs}).state_dict()
+    wanted, there = (sum(v.numel() for v in state.values()) for state in (own, found))
+    if wanted > 2 * there + _SPARE:
+        raise CheckpointError(
+            f"{path} does not fit {spec} with the arguments that it names: they ask for {wanted:,} "
+            f"numbers, and it holds {there:,}"
+        )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)):
+        yield value
 
 
 def load_weights(path: Path, spec: str, model: nn.Module, found: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -32,29 +33,19 @@ _FORMER = (
 )
 _DEEPEST = 8  # dicts within dicts, and prefixes before prefixes
 _MOST_NAMINGS = 24
+_MOST_PLACES = 8
 
 Path = tuple[str, ...]
 
 
-def find(tree: Any) -> Path | None:
-    """Return the keys that lead to a state dict, () if `tree` is one, None if there is none.
+def find(tree: Any) -> list[Path]:
+    """Return the keys that lead to each state dict, the likeliest first; () where `tree` is one.
 
     >>> from torch import zeros
-    >>> find({"epoch": 3, "model": {"state_dict": {"w": zeros(2)}}})
-    ('model', 'state_dict')
+    >>> find({"epoch": 3, "net": {"w": zeros(2)}, "ema": {"state_dict": {"w": zeros(2)}}})
+    [('ema', 'state_dict'), ('net',)]
     """
-    return _find(tree, _DEEPEST)
-
-
-def others(tree: Any, path: Path) -> list[str]:
-    """Return where else in `tree` state dicts stand, beside the one that `path` leads to."""
-    if not path:
-        return []
-    return [
-        key
-        for key in WRAPPERS
-        if key in tree and key != path[0] and _find(tree[key], _DEEPEST) is not None
-    ]
+    return [*islice(_find(tree, _DEEPEST), _MOST_PLACES)]
 
 
 def leaf(tree: Any, path: Path) -> Any:
@@ -86,16 +77,13 @@ def is_state_dict(tree: Any) -> bool:
     )
 
 
-def _find(tree: Any, deepest: int) -> Path | None:
+def _find(tree: Any, deepest: int) -> Iterator[Path]:
     if is_state_dict(tree):
-        return ()
-    if not isinstance(tree, dict) or not deepest:
-        return None
-    for key in WRAPPERS:
-        below = _find(tree.get(key), deepest - 1)
-        if below is not None:
-            return (key, *below)
-    return None
+        yield ()
+    elif isinstance(tree, dict) and deepest:
+        for key in WRAPPERS:
+            for below in _find(tree.get(key), deepest - 1):
+                yield (key, *below)
 
 
 @dataclass(frozen=True)

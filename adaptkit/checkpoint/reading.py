@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from torch import nn
 
 from adaptkit import norms
 from adaptkit.architectures import arguments_of, default_transform, runs_code
-from adaptkit.checkpoint import archive, fields, files, fit
+from adaptkit.checkpoint import archive, fields, files, fit, nesting
 from adaptkit.checkpoint.checkpoint import Checkpoint
 from adaptkit.checkpoint.content import FORMAT, STATE_DICT, Content
-from adaptkit.checkpoint.nesting import Naming, namings
+from adaptkit.checkpoint.nesting import Naming
 from adaptkit.errors import CheckpointError, shown
 from adaptkit.program import is_program, read_program
 from adaptkit.recognition import known_as, recognise
@@ -57,14 +58,34 @@ def load_checkpoint(
     if is_program(raw):
         return _program(path, raw, arch or arch_kwargs)
     if files.is_index(path):
-        content, sha256 = files.parse_index(path, raw)
+        content, sha256, size = files.parse_index(path, raw)
     else:
-        content, sha256 = archive.parse(path, raw), hashlib.sha256(raw).hexdigest()
+        content, sha256, size = archive.parse(path, raw), hashlib.sha256(raw).hexdigest(), len(raw)
     del raw
-    said, found, ways = content.fields, content.state_dict, namings(content.state_dict)
+    errors: list[CheckpointError] = []
+    for place in _places(content):
+        try:
+            archive.check_tensors(path, place.state_dict, size)
+            return _loaded(path, sha256, place, arch, dict(arch_kwargs or {}))
+        except CheckpointError as error:
+            under = f" (the weights under '{'.'.join(place.path)}')" if place.path else ""
+            errors.append(CheckpointError(f"{error}{'' if place.is_ours else under}"))
+    raise errors[0]
+
+
+def _places(content: Content) -> list[Content]:
+    """Return a content once for each state dict in it; of several, that which fits is meant."""
+    if content.kind not in ("torch", "legacy torch") or content.is_ours or not content.path:
+        return [content]
+    return [replace(content, path=place) for place in nesting.find(content.tree)]
+
+
+def _loaded(
+    path: Path, sha256: str, content: Content, arch: str | None, given: dict[str, Any]
+) -> Checkpoint:
+    said, found, ways = content.fields, content.state_dict, nesting.namings(content.state_dict)
     spec = arch or said.get("arch")
     kwargs = {} if arch and arch != said.get("arch") else dict(said.get("arch_kwargs") or {})
-    kwargs |= arch_kwargs or {}
     recognised = not spec
     if not spec:
         spec, ways = _recognised(path, content, ways)
@@ -74,6 +95,9 @@ def load_checkpoint(
             f"{path} is of the architecture {shown(spec)}, whose code runs only if you name it: "
             f"give --arch {shown(spec)} (arch=)"
         )
+    elif kwargs:
+        fit.check_size(path, spec, kwargs, found)
+    kwargs |= given
     model, naming = fit.built(path, spec, kwargs, found, ways)
     _check_statistics(path, model)
     stated = fields.transform_of(path, said)

@@ -79,9 +79,31 @@ def save_checkpoint(
     return path
 
 
-def output_paths(path: Path, like: Checkpoint) -> list[Path]:
-    """Return the files that a checkpoint like another takes: `path`, and shards if it has some."""
-    return [path, *(files.shards_of(path, like.content) if files.is_index(path) else ())]
+def output_paths(path: Path, like: Checkpoint, *, pack: bool = False) -> list[Path]:
+    """Return the files that a checkpoint like another takes: `path`, and shards if it has some.
+
+    Args:
+        path: where it is to go.
+        like: the checkpoint that it is made from.
+        pack: whether only statistics are written, to `path` alone.
+
+    Raises:
+        OutputError: that kind of file cannot hold what `like` holds.
+    """
+    if pack:
+        return [path]
+    program = like.content.kind == "program"
+    if program != (path.suffix == ".pt2"):
+        raise OutputError(
+            f"cannot write {path}: {like.path} is {'a' if program else 'no'} program, and only a "
+            f"program is written as one: choose a name ending in "
+            f"{'.pt2' if program else suffix_of(like.path) or '.pt'}"
+        )
+    if files.is_index(path):
+        return [path, *files.shards_of(path, like.content)]
+    if path.suffix == ".safetensors":
+        archive.check_header(path, like.content)
+    return [path]
 
 
 def checkpoint_files(
@@ -99,11 +121,11 @@ def checkpoint_files(
     state_dict = _changed(like, model)
     stated = None if transform is None else transform.to_dict()
     content = like.content.changed(state_dict, _as_json("adapted", adapted), stated)
-    if path.suffix == ".pt2" or content.kind == "program":
-        return {path: _program(path, content, like)}
+    if content.kind == "program":
+        return {path: _program(content, like)}
     if files.is_index(path):
         return files.to_shards(path, content)
-    return {path: _serialised(path, content)}
+    return {path: _serialised(path, content, same=suffix_of(path) == suffix_of(like.path))}
 
 
 def suffix_of(path: Path) -> str:
@@ -117,27 +139,19 @@ def suffix_of(path: Path) -> str:
     return "".join(path.suffixes[-2:]) if path.suffix == ".tar" else path.suffix
 
 
-def _serialised(path: Path, content: Content) -> bytes:
-    if path.suffix not in SUFFIXES:
+def _serialised(path: Path, content: Content, *, same: bool = False) -> bytes:
+    """Return a content in the kind of file that a name says, or that it came in if `same`."""
+    if path.suffix not in SUFFIXES and not same:
         raise OutputError(f"Expected a name ending in {', '.join(SUFFIXES)}, got {path}")
-    if path.suffix == ".safetensors":
+    if content.kind == "safetensors" if same else path.suffix == ".safetensors":
         return archive.to_safetensors(path, content)
     return archive.to_torch(content)
 
 
-def _program(path: Path, content: Content, like: Checkpoint) -> bytes:
-    if path.suffix != ".pt2" or content.kind != "program":
-        raise OutputError(
-            f"cannot write {path}: {like.path} is {_kind(like)}, and only a program is written as "
-            f"one: choose a name ending in {suffix_of(like.path)}"
-        )
+def _program(content: Content, like: Checkpoint) -> bytes:
     then = like.state_dict
     changed = {k: v for k, v in content.state_dict.items() if v is not then[k]}
     return program_bytes(content.origin, changed, content.fields)
-
-
-def _kind(like: Checkpoint) -> str:
-    return "a program" if like.content.kind == "program" else "no program"
 
 
 def _new(

@@ -41,6 +41,7 @@ from adaptkit.pipeline.opening import (
     open_checkpoint,
     open_images,
     preparation,
+    source_files,
     stated,
 )
 from adaptkit.pipeline.scoring import Scores, of_classes, reported, score
@@ -155,11 +156,9 @@ def adapt_folder(
     outputs = Outputs.of(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only
     )
-    check_outputs(
-        (outputs.checkpoint, outputs.csv, outputs.json, outputs.confusion),
-        inputs=[Path(source)],
-        force=force,
-    )
+    reports = [outputs.csv, outputs.json, outputs.confusion]
+    inputs = [Path(source), *([Path(classes)] if classes else []), *source_files(arch)]
+    check_outputs([outputs.checkpoint, *reports], inputs=inputs, force=force)
     if not 0 <= holdout < 1:
         raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
     where = resolve_device(device)
@@ -176,8 +175,8 @@ def adapt_folder(
             interpolation=interpolation,
             classes=classes,
         )
-        whole = [] if stats_only else output_paths(outputs.checkpoint, checkpoint)
-        check_outputs(whole, inputs=checkpoint.files, force=force)
+        whole = output_paths(outputs.checkpoint, checkpoint, pack=stats_only)
+        check_outputs([*whole, *reports], inputs=[*inputs, *checkpoint.files], force=force)
         model = checkpoint.model.to(where)
         if method == "adabn":
             check_layers(checkpoint)

@@ -38,7 +38,9 @@ def apply_statistics(
             f"{statistics} was made for another model than {source}: a layer's statistics mean "
             f"nothing under other weights"
         )
-    check_outputs(output_paths(out, checkpoint), inputs=checkpoint.files, force=force)
+    check_outputs(
+        output_paths(out, checkpoint), inputs=[*checkpoint.files, Path(statistics)], force=force
+    )
     adapted = pack.apply(copy.deepcopy(checkpoint.model))
     said = record(checkpoint, pack, None) | {"statistics": Path(statistics).name}
     write_files(checkpoint_files(out, adapted, like=checkpoint, adapted=said))

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from adaptkit.batches import device_of
 from adaptkit.checkpoint import Checkpoint, load_checkpoint
-from adaptkit.checkpoint.nesting import others
+from adaptkit.checkpoint.nesting import find
 from adaptkit.data import ImageLoader, image_folder
 from adaptkit.errors import AdaptkitError, CheckpointError, DataError, few
 from adaptkit.transform import Transform
@@ -90,16 +91,17 @@ def head_of(checkpoint: Checkpoint) -> Head:
     transform = checkpoint.transform
     if transform is None:
         raise _unprepared(checkpoint, {})
-    where = next(checkpoint.model.parameters()).device
-    blank = torch.zeros(1, transform.channels, *transform.image_size, device=where)
+    shape = (transform.channels, *transform.image_size)
     try:
         with torch.no_grad():
+            blank = torch.zeros(1, *shape, device=device_of(checkpoint.model))
             head = _head(checkpoint.model(blank))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except Exception as error:  # noqa: BLE001  a model may raise anything
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
             f"{checkpoint.path} ({checkpoint.arch}) does not take images of "
-            f"{' x '.join(map(str, blank.shape[1:]))} (channels, height, width): {reason:.200}"
+            f"{' x '.join(map(str, shape))} (channels, height, width): "
+            f"{type(error).__name__} {reason:.200}"
         ) from None
     if checkpoint.classes and head.size and len(checkpoint.classes) != head.size:
         raise CheckpointError(
@@ -136,10 +138,11 @@ def notes_on(checkpoint: Checkpoint, head: Head | None = None) -> list[str]:
         classes = "" if count is None else f", {count} {'class' if count == 1 else 'classes'}"
         notes.append(f"recognised {checkpoint.arch}{classes}.")
     content = checkpoint.content
-    if beside := others(content.tree, content.path):
+    beside = [".".join(place) for place in find(content.tree) if place != content.path]
+    if content.path and beside:
         notes.append(
-            f"took the weights under '{content.path[0]}'; those under {few(beside)} stay as they "
-            f"are."
+            f"took the weights under '{'.'.join(content.path)}'; those under {few(beside)} stay as "
+            f"they are."
         )
     if outside := checkpoint.naming.outside:
         one = len(outside) == 1
@@ -171,10 +174,15 @@ def preparation(checkpoint: Checkpoint) -> str:
     return f"{height} x {width} ({way}), {colour}, mean {mean}, std {std}, {said_by}"
 
 
+def source_files(arch: str | None) -> list[Path]:
+    """Return the file of a user's own code that `arch` names, if it names one."""
+    file = (arch or "").rpartition(":")[0]
+    return [Path(file)] if file.endswith(".py") else []
+
+
 def stated(checkpoint: Checkpoint) -> Transform | None:
     """Return the transform that an adapted file has to state anew, as its user changed it."""
-    changed = checkpoint.transform_from == "options" and checkpoint.content.is_ours
-    return checkpoint.transform if changed else None
+    return checkpoint.transform if checkpoint.transform_from == "options" else None
 
 
 def _unprepared(checkpoint: Checkpoint, given: Collection[str]) -> CheckpointError:

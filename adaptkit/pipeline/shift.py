@@ -39,6 +39,7 @@ from adaptkit.pipeline.opening import (
     open_checkpoint,
     open_images,
     preparation,
+    source_files,
 )
 from adaptkit.report import (
     Report,
@@ -145,7 +146,8 @@ def shift_folders(
     if csv.suffix != ".csv":
         raise OutputError(f"Expected a report ending in .csv, got {csv}")
     outputs = csv, csv.with_suffix(".json")
-    check_outputs(outputs, inputs=[Path(model)], force=force)
+    inputs = [Path(model), *([Path(classes)] if classes else []), *source_files(arch)]
+    check_outputs(outputs, inputs=inputs, force=force)
     where = resolve_device(device)
     with clock.stage("load"):
         checkpoint = open_checkpoint(
