@@ -341,7 +341,7 @@ def test_files_of_each_form_load_and_are_written_back_in_it(
     found = torch.load(tmp_path / "out.pth", weights_only=True)
     states = [f.get("state_dict", f) for f in (form(net), found)]
     if form is not nn.Module.state_dict:
-        assert set(found) == {*form(net), "adapted"}
+        assert set(found) == {*form(net), "adaptkit"}
         assert found["epoch"] == 99
     assert list(states[0]) == list(states[1])
     changed = {k for k in states[0] if not torch.equal(states[0][k], states[1][k])}
