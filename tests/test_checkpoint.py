@@ -417,6 +417,7 @@ def test_contents_that_are_no_checkpoints(here: Path, content: Any, message: str
         ({"arch": "adaptkit:small_cn"}, r"unknown architecture.*did you mean adaptkit:small_cnn\?"),
         ({"arch": "timmy:x"}, r"timmy:x, whose code runs only if you name it"),
         ({"arch": "torchvision:resnet81"}, "did you mean torchvision:resnet"),
+        ({"arch_kwargs": {1: 2}}, "expected the keys of 'arch_kwargs' to be names"),
         ({"arch_kwargs": [1]}, "expected 'arch_kwargs' to be a dict"),
         ({"arch_kwargs": {"depth": 3}}, "does not take {.*'depth': 3}"),
         ({"classes": "abc"}, "expected 'classes' to be a list"),

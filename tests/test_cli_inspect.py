@@ -115,7 +115,7 @@ def test_files_of_other_kinds() -> None:
     Path("model.safetensors.index.json").write_text(json.dumps(index))
     found = inspect_checkpoint("model.safetensors.index.json")
     assert found.kind == "sharded safetensors"
-    assert found.bytes == sum(v.numel() * v.element_size() for v in state.values())
+    assert found.bytes == sum(path.stat().st_size for path in Path().iterdir())
     torch.save({**state, "n_averaged": torch.tensor(3)}, "x.pt")
     assert inspect_checkpoint("x.pt").notes[1] == (
         "1 tensor is not the model's and stays: n_averaged."

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "checkpoint": {
         "errors",
         "architectures",
+        "exact",
         "files",
         "layers",
         "norms",
@@ -41,7 +42,8 @@ MAY_IMPORT = {
         "recognition",
         "transform",
     },
-    "program": {"errors"},
+    "exact": set(),
+    "program": {"errors", "exact"},
     "estimation": {"errors", "moments", "norms", "batches", "device", "files"},
     "adaptation": {"batches", "device", "estimation"},
     "evaluation": {"errors", "batches", "device", "norms", "paired"},

@@ -15,6 +15,7 @@ from torchvision.models import resnet18
 
 from adaptkit import AdaptkitError, Transform, load_checkpoint, save_checkpoint
 from adaptkit.models import SmallCNN
+from adaptkit.pipeline import adapt_folder
 from adaptkit.pipeline.opening import open_checkpoint, preparation
 from cli import main
 
@@ -180,6 +181,11 @@ def test_no_input_is_ever_written_over() -> None:
         run = adapt(*prepared, *args, source=source)
         assert run.exit_code == 1
         assert "is also the input, which is never changed" in run.output
+
+
+def test_other_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected arguments: image_sise"):
+        adapt_folder("plain.pt", "images", image_sise=(8, 8))  # type: ignore[call-arg]
 
 
 def test_a_restyled_file_that_is_adapted_again_stays_restyled() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from adaptkit.checkpoint import fields, inert, nesting
 from adaptkit.checkpoint.content import FORMAT, STATE_DICT, Content, Kind, is_our_format
 from adaptkit.errors import AdaptkitError, CheckpointError, OutputError, few, shown
+from adaptkit.exact import is_packed
 
 ZIP = b"PK\x03\x04"
 _JSON_AFTER = 8  # bytes of a safetensors file that tell how long its header is
@@ -48,16 +49,14 @@ def parse(path: Path, content: bytes) -> Content:
         content: the file's bytes.
 
     Raises:
-        CheckpointError: it is broken, would run code, or holds no state dict.
+        CheckpointError: it is broken, or would run code.
     """
     try:
-        found = _safetensors(path, content) if is_safetensors(content) else _torch(path, content)
+        return _safetensors(path, content) if is_safetensors(content) else _torch(path, content)
     except AdaptkitError:
         raise
     except (Exception, RecursionError) as error:  # noqa: BLE001  readers raise anything
         raise CheckpointError(f"{path} {_why_unreadable(path, error, content)}") from None
-    check_tensors(path, found.state_dict, len(content))
-    return found
 
 
 def to_safetensors(path: Path, content: Content) -> bytes:
@@ -175,14 +174,9 @@ def check_tensors(path: Path, state_dict: Any, size: int) -> None:
                 f"{path}: '{shown(key)}' of shape {shown(tuple(value.shape))} holds repeated "
                 f"values, more than the file has bytes: save the model before it was expanded"
             )
-    if stored(state_dict) > size:
-        raise CheckpointError(f"{path} is broken: it is smaller than the tensors that it declares")
-
-
-def stored(state_dict: Mapping[str, Tensor]) -> int:
-    """Return how many bytes of memory the tensors take, shared ones counted once."""
     storages = (value.untyped_storage() for value in state_dict.values())
-    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+    if sum({s.data_ptr(): s.nbytes() for s in storages}.values()) > size:
+        raise CheckpointError(f"{path} is broken: it is smaller than the tensors that it declares")
 
 
 def _safetensors(path: Path, content: bytes) -> Content:
@@ -215,8 +209,7 @@ def _check_archive(path: Path, content: bytes) -> None:
             records = archive.infolist()
             if any(record.filename.endswith("/constants.pkl") for record in records):
                 raise CheckpointError(f"{path} {_torchscript(path)}")
-            packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-            if packed or sum(record.file_size for record in records) > len(content):
+            if is_packed(archive, len(content)):
                 raise CheckpointError(
                     f"{path} is broken or not a checkpoint: its records are compressed or overlap, "
                     f"as torch never writes them"

@@ -59,6 +59,11 @@ class Checkpoint:
         """The files that it was read from: one, or an index and its shards."""
         return read_from(self.path, self.content)
 
+    @property
+    def size(self) -> int:
+        """Of the files, in bytes."""
+        return sum(file.stat().st_size for file in self.files)
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of the tensors, names and all: the same in any container."""
         digest = hashlib.sha256()

@@ -63,6 +63,8 @@ def check_types(path: Path, fields: Mapping[str, Any]) -> None:
             json.dumps(fields.get(name))
         except (TypeError, ValueError, RecursionError):
             raise CheckpointError(f"{path}: expected '{name}' to be what JSON can hold") from None
+    if not all(isinstance(name, str) for name in fields.get("arch_kwargs") or ()):
+        raise CheckpointError(f"{path}: expected the keys of 'arch_kwargs' to be names")
     if not all(isinstance(name, str) for name in fields.get("classes") or ()):
         raise CheckpointError(f"{path}: expected 'classes' to be a list of names")
     _check_style(path, fields.get("style"))

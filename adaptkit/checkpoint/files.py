@@ -27,8 +27,9 @@ def read(path: Path) -> bytes:
     """
     try:
         if not path.exists():
-            what = "leads nowhere: it is a link" if path.is_symlink() else ""
-            raise CheckpointError(f"{path} {what}" if what else f"there is no checkpoint {path}")
+            if path.is_symlink():
+                raise CheckpointError(f"{path} leads nowhere: it is a link")
+            raise CheckpointError(f"there is no checkpoint {path}")
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file: give a .pt, .pth or .safetensors file")
         size = path.stat().st_size
@@ -103,7 +104,6 @@ def parse_index(path: Path, content: bytes) -> tuple[Content, str, int]:
         layout.shards[name].extend(tensors)
         layout.metadata[name] = metadata
         found |= tensors
-    archive.check_tensors(path, found, size)
     return _content(path, index, found, layout), digest.hexdigest(), size
 
 
@@ -113,10 +113,7 @@ def to_shards(path: Path, content: Content) -> dict[Path, bytes]:
     Raises:
         OutputError: the content was not sharded.
     """
-    layout = content.origin
-    if not isinstance(layout, _Layout):
-        raise OutputError(f"cannot write {path}: only a sharded checkpoint is written as one")
-    names = layout.renamed(path.name.removesuffix(INDEX))
+    layout, names = _sharded(path, content)
     tensors = content.state_dict
     metadata = {**content.metadata, **({"adaptkit": h} if (h := content.header()) else {})}
     weight_map = {key: names[shard] for key, shard in layout.index["weight_map"].items()}
@@ -135,17 +132,21 @@ def shards_of(path: Path, content: Content) -> list[Path]:
     Raises:
         OutputError: the content was not sharded.
     """
-    layout = content.origin
-    if not isinstance(layout, _Layout):
-        raise OutputError(f"cannot write {path}: only a sharded checkpoint is written as one")
-    names = layout.renamed(path.name.removesuffix(INDEX))
-    return [path.with_name(name) for name in names.values()]
+    return [path.with_name(name) for name in _sharded(path, content)[1].values()]
 
 
 def read_from(path: Path, content: Content) -> list[Path]:
     """Return the files that a content was read from: that at `path`, and shards if it has some."""
     layout = content.origin
     return [path, *(map(path.with_name, layout.shards) if isinstance(layout, _Layout) else ())]
+
+
+def _sharded(path: Path, content: Content) -> tuple[_Layout, dict[str, str]]:
+    """Return how a content was sharded, and by their old names what its shards will be called."""
+    layout = content.origin
+    if not isinstance(layout, _Layout):
+        raise OutputError(f"cannot write {path}: only a sharded checkpoint is written as one")
+    return layout, layout.renamed(path.name.removesuffix(INDEX))
 
 
 def _memory() -> int:

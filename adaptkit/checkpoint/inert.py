@@ -1,7 +1,6 @@
 """What training scripts store beside weights that is data and no code, though torch refuses it."""
 
 import argparse
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -39,5 +38,4 @@ class _DType:
 
 
 def _number(dtype: _DType, content: bytes) -> Any:
-    kind: Callable[..., np.dtype[Any]] = np.dtype
-    return np.frombuffer(content, kind(dtype.order + dtype.code))[0]
+    return np.frombuffer(content, np.dtype(dtype.order + dtype.code))[0]

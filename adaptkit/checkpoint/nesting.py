@@ -24,8 +24,7 @@ WRAPPERS = (
 # as an attribute. The first two stand in the midst of keys where only a part was wrapped.
 _INNER = ("_orig_mod", "module")
 _PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.")
-# What torchvision's models called their parts when some published weights were written: DenseNet
-# before 0.2 (its norm.1 could not be in a module's name from torch 0.4 on), ViT before 0.13.
+# Parts of torchvision's DenseNet and ViT had other names when their published weights were written.
 _FORMER = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
     (re.compile(r"\bmlp\.linear_1\."), "mlp.0."),

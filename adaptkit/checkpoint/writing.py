@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from adaptkit import __version__, norms
@@ -15,6 +14,7 @@ from adaptkit.checkpoint import archive, files, fit
 from adaptkit.checkpoint.checkpoint import Checkpoint
 from adaptkit.checkpoint.content import FORMAT, STATE_DICT, Content
 from adaptkit.errors import CheckpointError, OutputError
+from adaptkit.exact import same_values
 from adaptkit.files import check_outputs, write_files
 from adaptkit.layers.adain import Style
 from adaptkit.program import program_bytes
@@ -197,7 +197,7 @@ def _changed(like: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
         if new is None or new.shape != stored.shape:
             raise CheckpointError(f"the model is not of {like.path}'s form: '{key}' does not fit")
         new = new.detach().cpu()
-        if _equal(new, stored.to(new.dtype)):
+        if same_values(new, stored.to(new.dtype)):
             continue
         merged[key] = new.to(stored.dtype)
         if new.isfinite().all() and not merged[key].isfinite().all():
@@ -206,13 +206,6 @@ def _changed(like: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
                 f"{like.path}: convert that file to float32 or bfloat16 first"
             )
     return merged
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether all values are the same, NaN being the same as NaN."""
-    return torch.equal(a, b) or (
-        a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-    )
 
 
 def _as_json(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The main job from files to files; composition only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint, checkpoint_files, output_paths
 from adaptkit.data import ImageLoader
@@ -36,12 +37,14 @@ from adaptkit.pipeline.methods import (
 )
 from adaptkit.pipeline.opening import (
     Head,
+    Said,
     head_of,
     notes_on,
     open_checkpoint,
     open_images,
     preparation,
     source_files,
+    spelled_out,
     stated,
 )
 from adaptkit.pipeline.scoring import Scores, of_classes, reported, score
@@ -71,15 +74,6 @@ def adapt_folder(
     out: str | Path | None = None,
     report: str | Path | None = None,
     method: Literal["adabn", "adain"] = "adabn",
-    arch: str | None = None,
-    arch_kwargs: Mapping[str, Any] | None = None,
-    image_size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    channels: int | None = None,
-    resize: str | None = None,
-    interpolation: str | None = None,
-    classes: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -98,6 +92,7 @@ def adapt_folder(
     force: bool = False,
     skip_bad: bool = False,
     progress: Progress | None = None,
+    **said: Unpack[Said],
 ) -> Run:
     """Adapt a checkpoint to a folder of images; write the adapted checkpoint and the report.
 
@@ -116,16 +111,6 @@ def adapt_folder(
             single images, and models without BatchNorm. The source's style is that of
             `source_data`, else what the checkpoint stores, else the transform's mean and std. The
             options from `mode` to `holdout` are adabn's.
-        arch: overrides the architecture that the checkpoint names, or has in its keys.
-        arch_kwargs: for the architecture's constructor.
-        image_size: (height, width) of what the model sees, if not as the checkpoint says or as is
-            published for its architecture; so with the next five.
-        mean: one per channel, in units of [0, 1].
-        std: one per channel, in units of [0, 1].
-        channels: 1 (grey) or 3 (RGB).
-        resize: "stretch" or "crop", see `Transform`.
-        interpolation: "bilinear", "bicubic" and others, see `Transform`.
-        classes: a file of the outputs' names, one a line, in order.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch; it does not change the statistics.
         workers: processes that decode images; 0 decodes in this one.
@@ -145,36 +130,28 @@ def adapt_folder(
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
         progress: called as ``progress(stage, done, total)``.
+        said: what the checkpoint does not say or says otherwise: architecture, how images are
+            prepared, names of classes (see `Said`).
 
     Raises:
         AdaptkitError: what is wrong with the checkpoint, the folder or the outputs; nothing has
             been written then.
     """
-    arguments = {k: v for k, v in locals().items() if k != "progress"}
+    arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
+    arguments |= spelled_out(said)
     check_method(method, arguments, signature(adapt_folder).parameters)
     clock = Clock()
     outputs = Outputs.of(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only
     )
     reports = [outputs.csv, outputs.json, outputs.confusion]
-    inputs = [Path(source), *([Path(classes)] if classes else []), *source_files(arch)]
+    inputs = [Path(source), *source_files(said)]
     check_outputs([outputs.checkpoint, *reports], inputs=inputs, force=force)
     if not 0 <= holdout < 1:
         raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
     where = resolve_device(device)
     with clock.stage("load"):
-        checkpoint = open_checkpoint(
-            source,
-            arch=arch,
-            arch_kwargs=arch_kwargs,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            channels=channels,
-            resize=resize,
-            interpolation=interpolation,
-            classes=classes,
-        )
+        checkpoint = open_checkpoint(source, **said)
         whole = output_paths(outputs.checkpoint, checkpoint, pack=stats_only)
         check_outputs([*whole, *reports], inputs=[*inputs, *checkpoint.files], force=force)
         model = checkpoint.model.to(where)
@@ -274,8 +251,8 @@ def adapt_folder(
         notes += [note for note in added.notes if note not in notes]
         skipped |= added.skipped
     moved = "" if statistics is None else verdict(found, statistics)
-    said = {"verdict": moved, "notes": notes, "skipped": skipped}
-    found = replace(found, details={**found.details, **said})
+    words = {"verdict": moved, "notes": notes, "skipped": skipped}
+    found = replace(found, details={**found.details, **words})
     if stats_only and done.applied:
         files = {outputs.checkpoint: done.applied.to_bytes(base=checkpoint.fingerprint())}
     else:

@@ -62,7 +62,7 @@ class Inspection:
     Args:
         path: of the file.
         kind: of file, as "torch" or "safetensors".
-        bytes: of the file; of a sharded checkpoint, of its tensors.
+        bytes: of the file; of a sharded checkpoint, of index and shards.
         sha256: see `Checkpoint`.
         arch: of the model.
         arch_kwargs: of its constructor.
@@ -122,12 +122,11 @@ def inspect_checkpoint(
     """
     checkpoint = open_checkpoint(path, arch=arch, arch_kwargs=arch_kwargs)
     found = checkpoint.state_dict
-    stored = sum(value.numel() * value.element_size() for value in found.values())
     content = checkpoint.content
     return Inspection(
         path=str(path),
         kind=content.kind,
-        bytes=stored if content.kind == "sharded safetensors" else Path(path).stat().st_size,
+        bytes=checkpoint.size,
         sha256=checkpoint.sha256,
         arch=checkpoint.arch,
         arch_kwargs=checkpoint.arch_kwargs,

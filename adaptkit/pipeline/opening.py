@@ -3,67 +3,70 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from adaptkit.batches import device_of
 from adaptkit.checkpoint import Checkpoint, load_checkpoint
 from adaptkit.checkpoint.nesting import find
-from adaptkit.data import ImageLoader, image_folder
-from adaptkit.errors import AdaptkitError, CheckpointError, DataError, few
+from adaptkit.data import ImageLoader, class_names, image_folder
+from adaptkit.errors import AdaptkitError, CheckpointError, few
 from adaptkit.transform import Transform
 
-_MOST_CLASS_BYTES = 2**24  # of a file of names
+
+class Said(TypedDict, total=False):
+    """What a user says of a checkpoint; all may be left out, or be None.
+
+    Args:
+        arch: see `load_checkpoint`.
+        arch_kwargs: see `load_checkpoint`.
+        image_size: (height, width) of what the model sees; this and the next five take the place
+            of what the checkpoint says, or what is published with the architecture's weights.
+        mean: one per channel or one for all, in units of [0, 1].
+        std: one per channel or one for all, in units of [0, 1].
+        channels: 1 (grey) or 3 (RGB).
+        resize: "stretch" or "crop", see `Transform`.
+        interpolation: "bilinear", "bicubic" and others, see `Transform`.
+        classes: a file of the outputs' names, one a line, in order.
+    """
+
+    arch: str | None
+    arch_kwargs: Mapping[str, Any] | None
+    image_size: tuple[int, int] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    channels: int | None
+    resize: str | None
+    interpolation: str | None
+    classes: str | Path | None
+
+
+_OF_IMAGES = ("image_size", "mean", "std", "channels", "resize", "interpolation")
 
 
 def open_checkpoint(
     path: str | Path,
-    *,
-    arch: str | None = None,
-    arch_kwargs: Mapping[str, Any] | None = None,
-    image_size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    channels: int | None = None,
-    resize: str | None = None,
-    interpolation: str | None = None,
-    classes: str | Path | None = None,
+    **said: Unpack[Said],
 ) -> Checkpoint:
     """Read a checkpoint, and let its user say what it does not, or says otherwise.
 
     Args:
         path: see `load_checkpoint`.
-        arch: see `load_checkpoint`.
-        arch_kwargs: see `load_checkpoint`.
-        image_size: (height, width) of what the model sees; this and the next five take the place
-            of what the checkpoint says, or what is published with the architecture's weights.
-        mean: one per channel, in units of [0, 1].
-        std: one per channel, in units of [0, 1].
-        channels: 1 (grey) or 3 (RGB).
-        resize: "stretch" or "crop", see `Transform`.
-        interpolation: "bilinear", "bicubic" and others, see `Transform`.
-        classes: a file of the outputs' names, one a line, in order.
+        said: see `Said`.
 
     Raises:
         AdaptkitError: what is wrong with the checkpoint or an argument.
     """
-    checkpoint = load_checkpoint(path, arch=arch, arch_kwargs=arch_kwargs)
-    given: dict[str, Any] = {
-        "image_size": image_size,
-        "mean": None if mean is None else tuple(mean),
-        "std": None if std is None else tuple(std),
-        "channels": channels,
-        "resize": resize,
-        "interpolation": interpolation,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    checkpoint = load_checkpoint(path, arch=said.get("arch"), arch_kwargs=said.get("arch_kwargs"))
+    given = {name: value for name in _OF_IMAGES if (value := said.get(name)) is not None}
     if given:
         transform = _overridden(checkpoint, given)
         checkpoint = replace(checkpoint, transform=transform, transform_from="options")
-    if classes is not None:
-        checkpoint = replace(checkpoint, classes=_names(Path(classes)))
+    if (file := said.get("classes")) is not None:
+        checkpoint = replace(checkpoint, classes=class_names(file))
     return checkpoint
 
 
@@ -174,10 +177,22 @@ def preparation(checkpoint: Checkpoint) -> str:
     return f"{height} x {width} ({way}), {colour}, mean {mean}, std {std}, {said_by}"
 
 
-def source_files(arch: str | None) -> list[Path]:
-    """Return the file of a user's own code that `arch` names, if it names one."""
-    file = (arch or "").rpartition(":")[0]
-    return [Path(file)] if file.endswith(".py") else []
+def spelled_out(said: Said) -> dict[str, Any]:
+    """Return all that may be said, None where nothing is.
+
+    Raises:
+        TypeError: something else is said.
+    """
+    if unknown := sorted(said.keys() - Said.__annotations__.keys()):
+        raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
+    return {**dict.fromkeys(Said.__annotations__), **said}
+
+
+def source_files(said: Said) -> list[Path]:
+    """Return the files that a user names: of classes, and of code."""
+    code = (said.get("arch") or "").rpartition(":")[0]
+    named = [said.get("classes"), code if code.endswith(".py") else None]
+    return [Path(file) for file in named if file]
 
 
 def stated(checkpoint: Checkpoint) -> Transform | None:
@@ -207,8 +222,9 @@ def _overridden(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Transform:
     channels = given.get("channels") or (base.channels if base else 3)
     fields = dict(given)
     for name in ("mean", "std"):
-        if len(given.get(name, ())) == 1:  # one for all channels
-            fields[name] = given[name] * channels
+        if name in given:  # one for all channels, or one each
+            values = tuple(given[name])
+            fields[name] = values * channels if len(values) == 1 else values
     try:
         if base is None:
             return Transform(**fields)
@@ -218,25 +234,6 @@ def _overridden(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Transform:
         return replace(base, **fields)
     except AdaptkitError as error:
         raise CheckpointError(f"{error}: give --image-size, --mean, --std to fit") from None
-
-
-def _names(path: Path) -> tuple[str, ...]:
-    try:
-        if path.stat().st_size > _MOST_CLASS_BYTES:
-            raise DataError(f"{path} is no list of class names: it is larger than 16 MiB")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read the class names in {path}: {error.strerror}") from None
-    except ValueError:
-        raise DataError(f"{path} is no list of class names: expected UTF-8, one a line") from None
-    names = tuple(line.strip() for line in lines)
-    while names and not names[-1]:
-        names = names[:-1]
-    if not all(names) or len(set(names)) < len(names):
-        raise DataError(f"{path}: expected class names, one a line, each another")
-    if not names:
-        raise DataError(f"{path} is empty: expected class names, one a line")
-    return names
 
 
 def _head(outputs: Any) -> Head:

@@ -1,16 +1,16 @@
 """How far a folder of images lies from what a model was trained on."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from typing_extensions import Unpack
 
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
@@ -34,12 +34,14 @@ from adaptkit.pipeline.common import (
 )
 from adaptkit.pipeline.opening import (
     Head,
+    Said,
     head_of,
     notes_on,
     open_checkpoint,
     open_images,
     preparation,
     source_files,
+    spelled_out,
 )
 from adaptkit.report import (
     Report,
@@ -88,15 +90,6 @@ def shift_folders(
     layer: str | None = None,
     samples: int = SAMPLES,
     report: str | Path | None = None,
-    arch: str | None = None,
-    arch_kwargs: Mapping[str, Any] | None = None,
-    image_size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    channels: int | None = None,
-    resize: str | None = None,
-    interpolation: str | None = None,
-    classes: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -104,6 +97,7 @@ def shift_folders(
     force: bool = False,
     skip_bad: bool = False,
     progress: Progress | None = None,
+    **said: Unpack[Said],
 ) -> ShiftRun:
     """Measure how far `target` lies from a model's own statistics and, if given, from source data.
 
@@ -118,15 +112,6 @@ def shift_folders(
         layer: whose features are compared, by default the pooled ones before the last linear layer.
         samples: how many images of each domain are compared at most, drawn at random.
         report: the CSV; by default ``<model stem>-shift.csv`` in the current folder.
-        arch: overrides the architecture that the checkpoint names, or has in its keys.
-        arch_kwargs: for the architecture's constructor.
-        image_size: see `adapt_folder`, like the next six.
-        mean: of what the model sees.
-        std: of what the model sees.
-        channels: of what the model sees.
-        resize: to what the model sees.
-        interpolation: in resizing.
-        classes: a file of the outputs' names.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch.
         workers: processes that decode images; 0 decodes in this one.
@@ -134,34 +119,26 @@ def shift_folders(
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
         progress: called as ``progress(stage, done, total)``.
+        said: what the checkpoint does not say or says otherwise: architecture, how images are
+            prepared, names of classes (see `Said`).
 
     Raises:
         AdaptkitError: what is wrong with the checkpoint, a folder or the outputs; nothing has been
             written then.
     """
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
-    arguments.pop("progress")
+    arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
+    arguments |= spelled_out(said)
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
     clock = Clock()
     csv = Path(report) if report else Path(f"{Path(model).stem}-shift.csv")
     if csv.suffix != ".csv":
         raise OutputError(f"Expected a report ending in .csv, got {csv}")
     outputs = csv, csv.with_suffix(".json")
-    inputs = [Path(model), *([Path(classes)] if classes else []), *source_files(arch)]
+    inputs = [Path(model), *source_files(said)]
     check_outputs(outputs, inputs=inputs, force=force)
     where = resolve_device(device)
     with clock.stage("load"):
-        checkpoint = open_checkpoint(
-            model,
-            arch=arch,
-            arch_kwargs=arch_kwargs,
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            channels=channels,
-            resize=resize,
-            interpolation=interpolation,
-            classes=classes,
-        )
+        checkpoint = open_checkpoint(model, **said)
         net = checkpoint.model.to(where)
         if not norm_layers(net):
             raise EstimationError(
@@ -191,7 +168,7 @@ def shift_folders(
         rows += against.rows
         notes += [note for note in against.notes if note not in notes]
         skipped |= against.skipped
-    said = verdict(Report(tuple(rows)), statistics)
+    words = verdict(Report(tuple(rows)), statistics)
     transform = checkpoint.transform
     found = Report(
         tuple(rows),
@@ -208,7 +185,7 @@ def shift_folders(
                 "target": statistics.samples,
                 "source": against and against.images,
             },
-            "verdict": said,
+            "verdict": words,
             "notes": notes,
             "skipped": skipped,
             "seconds": clock.seconds,
@@ -216,7 +193,7 @@ def shift_folders(
     )
     texts = found.to_csv(), found.to_json()
     write_files({path: (text or "").encode() for path, text in zip(outputs, texts, strict=True)})
-    return ShiftRun(found, csv, outputs[1], said, tuple(notes), skipped, len(every.listing.paths))
+    return ShiftRun(found, csv, outputs[1], words, tuple(notes), skipped, len(every.listing.paths))
 
 
 def against_source(

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping
 
 from adaptkit.errors import CheckpointError, shown
+from adaptkit.exact import is_packed
 
 _ZIP = b"PK\x03\x04"
 _FORMAT = "archive_format"
@@ -34,8 +35,7 @@ class Archive:
         names = [record.filename for record in records]
         if _BEFORE_ARCHIVES in names:
             raise CheckpointError(f"was written by an older torch: {_ANEW}")
-        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-        if packed or sum(record.file_size for record in records) > len(content):
+        if is_packed(self._zip, len(content)):
             raise CheckpointError(
                 "is broken: its records are compressed or overlap, as torch never writes them"
             )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adaptkit.errors import CheckpointError, shown
+from adaptkit.exact import is_packed
 
 _WORDS = """
 Abs Add And CeilDiv CeilToInt CleanDiv Eq Equality ExprCondPair False Float FloatPow FloatTrueDiv
@@ -91,8 +92,7 @@ def _called(samples: bytes) -> Iterable[str]:
     """Yield the names, as "module name", of all that reading the sample inputs would call."""
     with zipfile.ZipFile(io.BytesIO(samples)) as archive:
         records = archive.infolist()
-        packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-        if packed or sum(record.file_size for record in records) > len(samples):
+        if is_packed(archive, len(samples)):
             raise CheckpointError("is broken: its sample inputs are compressed or overlap")
         for record in records:
             if record.filename.endswith(".pkl"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.errors import CheckpointError, shown
+from adaptkit.exact import same_values
 from adaptkit.program.archive import Archive
 
 DTYPES = {
@@ -131,7 +132,7 @@ def overwritten(
         if place is None or tuple(new.shape) != place.shape:
             raise CheckpointError(f"the model is not of the program's form: '{name}' does not fit")
         value = new.detach().cpu().to(place.dtype)
-        if not _same(wanted.setdefault(place, value), value):
+        if not same_values(wanted.setdefault(place, value), value):
             raise _shared(name)
     payloads = {place.record: bytearray(archive.read(place.record)) for place in wanted}
     beside = {name: e.place for name, e in entries.items() if e.place.record in payloads}
@@ -139,7 +140,7 @@ def overwritten(
     for place, value in wanted.items():
         place.of(payloads[place.record]).copy_(value)
     for name, place in beside.items():
-        if not _same(place.of(payloads[place.record]), wanted.get(place, before[place])):
+        if not same_values(place.of(payloads[place.record]), wanted.get(place, before[place])):
             raise _shared(name)
     return {record: bytes(payload) for record, payload in payloads.items()}
 
@@ -171,13 +172,6 @@ def _number(said: Mapping[str, Any]) -> int:
     if type(number) is not int or not 0 <= number < 2**48:
         raise CheckpointError(f"is broken: expected a size, got {shown(number)}")
     return number
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether all values are the same, NaN being the same as NaN."""
-    return torch.equal(a, b) or (
-        a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-    )
 
 
 def _shared(name: str) -> CheckpointError:
