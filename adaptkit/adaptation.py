@@ -29,8 +29,8 @@ def adapt(
     Args:
         model: any model with BatchNorm layers or others that store statistics.
         loader: any iterable of tensors, (tensor, label) pairs or dicts with an image.
-        prior: how many samples the source's own statistics count for; 8 to 32 steadies a target of
-            a few images (see `Statistics.blend`).
+        prior: how many samples the source's own statistics count for, N of (N·source + n·target) /
+            (N + n), layer by layer as a sample passes; a few steady a target of a few images.
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
         **options: of `estimate`: mode, samples, tolerance, memory, layers, weight, precision,
@@ -54,7 +54,7 @@ def adapt(
     adapted = model if inplace else copy.deepcopy(model)
     if device is not None:
         adapted = adapted.to(resolve_device(device))
-    statistics = estimate(adapted, loader, **options)
+    statistics = estimate(adapted, loader, prior=prior, **options)
     if prior:
         statistics = statistics.blend(adapted, prior=prior)
     return statistics.apply(adapted)

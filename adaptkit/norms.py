@@ -39,6 +39,13 @@ class Stored:
     variance: Tensor
     eps: float
 
+    def towards(self, mean: Tensor, variance: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Return (1 − share)·stored + share·given, linear in the mean and in the variance."""
+        if share == 1:  # what is stored may be infinite
+            return mean, variance
+        own = self.mean.to(mean), self.variance.to(variance)
+        return own[0].lerp(mean, share), own[1].lerp(variance, share)
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DataParallel, DistributedDataParallel or torch.compile.

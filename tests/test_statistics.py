@@ -53,9 +53,33 @@ def test_a_prior_blends_linearly(net: nn.Sequential) -> None:
         torch.testing.assert_close(moments.mean, mean.double(), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(moments.variance(), variance.double(), rtol=1e-6, atol=1e-6)
         assert all(bool(e.isnan().all()) for e in moments.standard_error())
-    applied = blended.apply(copy.deepcopy(net)).state_dict()
+    behind = estimate(net, [images(8, 3)], prior=24)
+    applied = behind.blend(net, prior=24).apply(copy.deepcopy(net)).state_dict()
     short = adapt(net, [images(8, 3)], prior=24).state_dict()
     assert all(torch.equal(applied[k], short[k]) for k in applied)
+
+
+def test_a_prior_holds_before_the_next_layer_sees_the_sample(net: nn.Sequential) -> None:
+    """By hand: a layer's moments, blended, normalise what the next one gets."""
+    x, expected = images(8, 3), copy.deepcopy(net)
+    with torch.no_grad():
+        for module in expected[:5]:
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                variance, mean = torch.var_mean(x, (0, 2, 3))
+                module.running_mean.copy_((6 * module.running_mean + 8 * mean) / 14)
+                module.running_var.copy_((6 * module.running_var + 8 * variance) / 14)
+            x = module(x)
+    whole, parts = adapt(net, [images(8, 3)], prior=6), images(8, 3).split([1, 3, 4])
+    for adapted in (whole, adapt(net, parts, prior=6)):
+        for name, value in adapted.state_dict().items():
+            torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-5, atol=1e-5)
+    later = estimate(net, parts, prior=6)["4"], estimate(net, parts)["4"]
+    assert ((later[0].mean - later[1].mean).abs() / later[1].variance().sqrt() > 0.1).any()
+    streamed = adapt(net, parts, prior=6, mode="stream").state_dict()
+    blended = estimate(net, parts).blend(net, prior=6)
+    torch.testing.assert_close(streamed["4.running_mean"], blended["4"].mean.float())
 
 
 def test_priors_at_the_ends(net: nn.Sequential) -> None:
@@ -65,6 +89,8 @@ def test_priors_at_the_ends(net: nn.Sequential) -> None:
     np.testing.assert_allclose(far.mean, np.zeros(6), atol=1e-9)
     with pytest.raises(EstimationError, match="prior to be 0 or more, got -1"):
         found.blend(net, prior=-1)
+    with pytest.raises(EstimationError, match="prior to be 0 or more, got -1"):
+        estimate(net, [images(8, 3)], prior=-1)
 
 
 # Domain packs.
@@ -166,8 +192,8 @@ def test_online_tends_to_the_target_and_leaves_the_model(net: nn.Sequential) -> 
     assert (followed - exact).abs().mean() < 0.2 * (source - exact).abs().mean()
 
 
-def test_one_batch_is_the_blend() -> None:
-    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), images(16, 2)
+def test_one_batch_is_the_blend(net: nn.Sequential) -> None:
+    x = images(16, 2)
     expected = adapt(net, [x], prior=5)(x)
     torch.testing.assert_close(OnlineAdapter(net, prior=5)(x), expected, rtol=1e-4, atol=1e-5)
 

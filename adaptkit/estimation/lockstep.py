@@ -31,6 +31,7 @@ def lockstep(
     forward: Callable[[nn.Module, Any], Any],
     *,
     weight: Tensor | None = None,
+    share: float = 1,
     visits: int | None = None,
     owned: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
@@ -51,6 +52,8 @@ def lockstep(
         micro_batches: what `forward` takes, on the model's device.
         forward: runs one micro-batch through the model; what it returns is dropped.
         weight: shape (N,), one for each sample of all micro-batches in order.
+        share: how much of what a layer normalises by is the new statistics, 0 to 1; the rest is
+            what stood in it.
         visits: stop after so many visits to norm layers, if it is known that no more come.
         owned: layers whose input nothing else reads. Those of torch's own BatchNorm normalise in
             place: fresh memory costs more than the arithmetic.
@@ -62,6 +65,7 @@ def lockstep(
         BaseException: the first error of any micro-batch, as it was raised; no thread is left.
     """
     found: dict[str, Moments] = {}
+    source = {name: norms.read(layer) for name, layer in layers.items()}
     members: set[Coroutine[_Arrival]] = set()
     done = 0
 
@@ -90,7 +94,9 @@ def lockstep(
             name = arrivals[0].layer
             here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
             found[name] = found[name] + here if name in found else here
-            _write(name, layers[name], found[name])
+            _check(name, found[name])
+            new = found[name].mean, found[name].variance()
+            norms.replace(layers[name], *source[name].towards(*new, share))
             done += 1
             if progress:
                 progress(len(found))
@@ -137,7 +143,7 @@ def _pooled(
         raise EstimationError(f"norm layer '{name}': {error}") from None
 
 
-def _write(name: str, layer: nn.Module, moments: Moments) -> None:
+def _check(name: str, moments: Moments) -> None:
     if moments.count < 2:
         raise EstimationError(
             f"norm layer '{name}' sees {moments.count} value a channel in all, and a variance "
@@ -148,7 +154,6 @@ def _write(name: str, layer: nn.Module, moments: Moments) -> None:
             f"norm layer '{name}' sees values that are not finite: the model overflows on this "
             f"data, or the data holds NaN"
         )
-    norms.replace(layer, moments.mean, moments.variance())
 
 
 @contextmanager

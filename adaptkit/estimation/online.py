@@ -148,11 +148,7 @@ class OnlineAdapter:
         share = effective / (effective + self.prior)
         biased = moments.m2 / moments.weight
         bessel = 1 if moments.within else moments.count / max(moments.count - 1, 1)
-        norms.replace(
-            layer,
-            source.mean.to(moments.mean).lerp(moments.mean, share),
-            source.variance.to(moments.mean).lerp(biased * bessel, share),
-        )
+        norms.replace(layer, *source.towards(moments.mean, biased * bessel, share))
 
     def _kept(self, samples: int) -> float:
         """Return what share of its weight the stream keeps after so many more samples."""

@@ -46,6 +46,7 @@ def estimate(
     samples: int | Literal["all"] | None = None,
     tolerance: float | None = None,
     memory: int | None = None,
+    prior: float = 0,
     layers: norms.Select = None,
     weight: Weight | None = None,
     device: torch.device | str | None = None,
@@ -82,6 +83,9 @@ def estimate(
             deviation. What was not needed is not read.
         memory: bytes that waiting activations may take; by default half of what is free. If they
             would take more, "exact" uses fewer samples, and the result says so (`limited`).
+        prior: with N above 0, every layer normalises by what `Statistics.blend` of prior N makes of
+            its statistics, so that the next ones' are of what an adapted model with that prior
+            sees. What is returned is not blended. "stream" blends nothing, as a chunk is not all.
         layers: names or globs of the layers to estimate, or a predicate of name and layer; the
             others keep their statistics. By default all.
         weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
@@ -112,7 +116,7 @@ def estimate(
     >>> statistics["0"].mean.tolist(), statistics["0"].variance().tolist()
     ([2.0, 2.0], [4.0, 3.0])
     """
-    wanted = checked(mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad)
+    wanted = checked(mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad, prior=prior)
     model, chosen_layers, where = prepared(model, layers, device)
     chosen = draw(loader, wanted, seed)
     dropped: list[int] = []
@@ -120,7 +124,9 @@ def estimate(
         _pieces(finite(chosen.batches, on_bad, dropped.append), where, forward, weight),
         tensors=forward is None,
     )
-    engine = _Engine(model, chosen_layers, forward or call, memory, where, precision, progress)
+    engine = _Engine(
+        model, chosen_layers, forward or call, memory, where, precision, progress, prior
+    )
     with norms.evaluating(model), heap.kept(where):
         sample.grow(1)
         if not sample.count:
@@ -150,6 +156,7 @@ class _Engine:
     where: torch.device
     precision: str
     progress: Progress | None
+    prior: float
     rows: int = 1  # of a micro-batch
 
     def exact(self, sample: Sample, total: int | None, tolerance: float | None) -> Statistics:
@@ -160,7 +167,7 @@ class _Engine:
         while True:
             sample.grow(min(goal, most), self._reading(total))
             with self._autocast():
-                found = self._lockstep(sample, seen)
+                found = self._lockstep(sample, seen, self.prior)
             statistics = Statistics(found, sample.count, mode="exact", tolerance=tolerance)
             met = tolerance is None or max(statistics.errors().values()) <= tolerance
             if met or sample.ended or goal >= most:
@@ -222,7 +229,7 @@ class _Engine:
         with self._autocast():
             return probe(self.model, self.layers, sample.first(2), self.forward)
 
-    def _lockstep(self, sample: Sample, seen: Probe) -> dict[str, Moments]:
+    def _lockstep(self, sample: Sample, seen: Probe, prior: float = 0) -> dict[str, Moments]:
         report = self.progress
         return lockstep(
             self.model,
@@ -230,6 +237,7 @@ class _Engine:
             sample.micro_batches(self.rows),
             self.forward,
             weight=sample.weights(),
+            share=sample.count / (sample.count + prior),
             owned=() if self._watched() else seen.owned,
             # A layer that the probe did not pass may still come for other samples.
             visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
@@ -254,6 +262,7 @@ def checked(
     samples: int | str | None = None,
     tolerance: float | None = None,
     on_bad: str = "skip",
+    prior: float = 0,
 ) -> int | None:
     """Return how many samples to draw at most, or None for all."""
     if mode not in ("exact", "stream"):
@@ -262,6 +271,8 @@ def checked(
         raise EstimationError(
             f"Expected tolerance to be above 0, with mode 'exact', got {tolerance} with {mode!r}"
         )
+    if not prior >= 0:
+        raise EstimationError(f"Expected prior to be 0 or more, got {prior}")
     if on_bad not in ("skip", "raise"):
         raise EstimationError(f"Expected on_bad to be 'skip' or 'raise', got {on_bad!r}")
     if samples is None:

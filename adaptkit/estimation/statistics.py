@@ -79,7 +79,9 @@ class Statistics(Mapping[str, Moments]):
 
             (N·source + n·target) / (N + n)
 
-        Standard errors of the result are unknown (NaN).
+        Deep layers see what earlier ones normalise: take `estimate(..., prior=N)` of the same N for
+        statistics that were seen behind such a blend. Standard errors of the result are unknown
+        (NaN).
 
         Raises:
             EstimationError: `prior` is negative, or the source lacks a layer.
@@ -91,9 +93,8 @@ class Statistics(Mapping[str, Moments]):
         share = self.samples / (self.samples + prior)
         blended = {}
         for name, moments in self.moments.items():
-            stored = norms.read(layers[name])
-            mean = stored.mean.to(moments.mean).lerp(moments.mean, share)
-            variance = stored.variance.to(moments.mean).lerp(moments.variance(), share)
+            new = moments.mean, moments.variance()
+            mean, variance = norms.read(layers[name]).towards(*new, share)
             blended[name] = _of_variance(moments, mean, variance)
         return replace(self, moments=blended)
 

@@ -96,7 +96,7 @@ def adabn(
     **options: Any,
 ) -> Adapted:
     """Give a copy of the model the target's statistics, blended with its own by `prior`."""
-    seen = estimate(model, to_adapt, layers=layers, **options)
+    seen = estimate(model, to_adapt, layers=layers, prior=prior, **options)
     applied = seen.blend(model, prior=prior) if prior else seen
     return Adapted(applied.apply(copy.deepcopy(model)), to_score, seen, applied)
 
