@@ -9,6 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.machine import device
+
+MIB = 2**20
+
 
 def in_fresh_process(module: str, *arguments: object) -> dict[str, Any]:
     """Run `python -m MODULE ARGUMENTS…`; return the JSON object of its last line."""
@@ -19,25 +25,36 @@ def in_fresh_process(module: str, *arguments: object) -> dict[str, Any]:
 
 
 def measured(work: Callable[[], object]) -> dict[str, float]:
-    """Run `work` once: seconds, processor seconds, and by how many MiB memory rose at its worst."""
-    before = _resident("VmRSS")
-    _forget_peak()
+    """Run `work` once: seconds, processor seconds, and by how many MiB memory rose at its worst.
+
+    The memory is the process's resident memory, or the GPU's where that computes.
+    """
+    gpu = device().type == "cuda"
+    before = _start_counting(gpu)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     start = time.perf_counter()
     work()
+    if gpu:
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     now = resource.getrusage(resource.RUSAGE_SELF)
+    peak = torch.cuda.max_memory_allocated() / MIB if gpu else _resident("VmHWM")
     return {
         "seconds": round(seconds, 3),
         "user s": round(now.ru_utime - usage.ru_utime, 2),
         "system s": round(now.ru_stime - usage.ru_stime, 2),
-        "peak MiB": round(_resident("VmHWM") - before, 1),
+        "peak MiB": round(peak - before, 1),
     }
 
 
-def _forget_peak() -> None:
-    """Let the system count the peak of resident memory (VmHWM) from here."""
-    Path("/proc/self/clear_refs").write_text("5")
+def _start_counting(gpu: bool) -> float:
+    """Forget earlier peaks; return the memory that is in use, in MiB."""
+    if gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / MIB
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
+    return _resident("VmRSS")
 
 
 def _resident(field: str) -> float:

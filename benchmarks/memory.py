@@ -6,6 +6,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 import pandas as pd
@@ -15,8 +16,12 @@ from torchvision.models import densenet121, resnet18, resnet50
 
 from adaptkit import estimate
 from adaptkit.shift import mmd2
+from benchmarks import figures
 from benchmarks.fresh import in_fresh_process, measured
 from benchmarks.machine import described
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MODELS = {"resnet50": resnet50, "resnet18": resnet18, "densenet121": densenet121}
 MIB = 2**20
@@ -86,6 +91,16 @@ def metric(_: str, count: int) -> dict[str, float]:
     mmd2(x[:100], y[:100])
     found = measured(lambda: mmd2(x, y))
     return {"samples": count, **found}
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """Draw each peak beside its limit."""
+    names = frame["mode"] + ", " + frame["model"] + ", " + frame["samples"].astype(str) + " samples"
+    rows = pd.concat(
+        frame.assign(what=what, run=names, MiB=frame[f"{what} MiB"]) for what in ("limit", "peak")
+    )
+    title = "resident memory above what there was before"
+    return figures.bars(rows, rows="run", value="MiB", label="MiB", title=title, by="what")
 
 
 if __name__ == "__main__":

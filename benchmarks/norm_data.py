@@ -1,75 +1,20 @@
 """Real images for the norm benchmark, and five ways to spoil them."""
 
-import gzip
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.nn import functional
 from torchvision.transforms import v2
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-HINT = f"{FASHION} is missing, taking scikit-learn's digits: apt-get install dataset-fashion-mnist"
-SIZE = 28  # pixels
-CLASSES = 10
+from benchmarks.images import Images, MissingDataError, named
 
 
-@dataclass(frozen=True)
-class Images:
-    """Grey images (N, 1, 28, 28) of 0 to 255, as uint8, and their labels (N,), int64."""
-
-    name: str
-    x: Tensor
-    y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-    def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the first test images, of 0 to 1, and their labels."""
-        return self.test_x[:count].float() / 255, self.test_y[:count]
-
-    def standardised(self, pixels: Tensor) -> Tensor:
-        """Return pixels of 0 to 1 as a net gets them: by the training images' mean and spread."""
-        mean, std = _mean_and_std(self)
-        return (pixels - mean) / std
-
-
-@cache
-def _mean_and_std(images: Images) -> tuple[float, float]:
-    pixels = images.x.float() / 255
-    return float(pixels.mean()), float(pixels.std())
-
-
-@cache
-def images() -> Images:
-    """Return Debian's Fashion-MNIST, 60,000 and 10,000 images; without it, digits."""
-    if not FASHION.is_dir():
-        return _digits()
-    x, test_x = (_idx(f"{part}-images-idx3-ubyte") for part in ("train", "t10k"))
-    y, test_y = (_idx(f"{part}-labels-idx1-ubyte").long() for part in ("train", "t10k"))
-    return Images("Fashion-MNIST", x.unsqueeze(1), y, test_x.unsqueeze(1), test_y)
-
-
-def _idx(name: str) -> Tensor:
-    """Read an IDX file of bytes: two zeros, a type, the number of dimensions, their sizes, data."""
-    data = gzip.decompress((FASHION / f"{name}.gz").read_bytes())
-    dimensions = data[3]
-    shape = np.frombuffer(data, ">i4", count=dimensions, offset=4)
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    return torch.from_numpy(values.reshape(shape).copy())
-
-
-def _digits() -> Images:
-    digits = load_digits()
-    small = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    x = functional.interpolate(small, size=SIZE, mode="bilinear").mul(255).round().byte()
-    y = torch.from_numpy(digits.target).long()
-    return Images("digits", x[:1200], y[:1200], x[1200:], y[1200:])
+def images() -> tuple[Images, str]:
+    """Return Fashion-MNIST; without it digits, and how to get what is missing."""
+    try:
+        return named("Fashion-MNIST"), ""
+    except MissingDataError as error:
+        return named("digits"), f"taking scikit-learn's digits: {error}"
 
 
 def _noise(x: Tensor) -> Tensor:

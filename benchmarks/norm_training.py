@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.norm_data import CLASSES, Images
+from benchmarks.images import CLASSES, Images
 
 BATCH = 64  # images of a step of the optimiser
 LEARNING_RATE = 3e-3

@@ -21,8 +21,9 @@ from torch import Tensor
 from adaptkit import Evaluation, adapt, evaluate, norms
 from adaptkit.diagnostics import jacobian_singular_values
 from adaptkit.paired import proportion_change
+from benchmarks.images import Images
 from benchmarks.machine import described
-from benchmarks.norm_data import CORRUPTIONS, HINT, Images, images
+from benchmarks.norm_data import CORRUPTIONS, images
 from benchmarks.norm_net import Placement, ResidualNet, placements
 from benchmarks.norm_tables import summary
 from benchmarks.norm_training import BATCH, CONDITIONS, train
@@ -46,9 +47,9 @@ class Job:
 
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train each norm in each condition, as many at once as there are cores, each on one thread."""
-    data = images()
-    if data.name == "digits":
-        click.echo(HINT, err=True)
+    data, hint = images()
+    if hint:
+        click.echo(hint, err=True)
     jobs = _jobs(steps=12, test=250, jacobian=1, seeds=1) if quick else _jobs(500, 2000, 2, 3)
     rows: list[dict[str, object]] = []
     # spawn: a forked child would hang on torch's threads.
@@ -73,7 +74,7 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def one(job: Job) -> list[dict[str, Any]]:
     """Train one net and return a row an evaluation, the clean images' first."""
-    data = images()
+    data, _ = images()
     condition = CONDITIONS[job.condition]
     place = placements(condition.batches(job.steps))[job.norm]
     torch.manual_seed(job.seed)

@@ -1,5 +1,7 @@
 """Whether bfloat16 statistics make the same model: predictions of a trained net on real images."""
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
@@ -7,7 +9,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from adaptkit import adapt, certify, evaluate
+from benchmarks import figures
 from benchmarks.machine import described
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIZE = 64  # pixels
 
@@ -60,3 +66,17 @@ def _trained(x: Tensor, y: Tensor, epochs: int) -> nn.Module:
             optimizer.step()
     model.eval()
     return model
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """Draw the accuracies on each target."""
+    kinds = ["source %", "fp32 %", "bf16 %"]
+    rows = frame.melt("target", kinds, var_name="statistics", value_name="accuracy")
+    return figures.bars(
+        rows,
+        rows="target",
+        value="accuracy",
+        label="accuracy, %",
+        title="statistics estimated in float32 and in bfloat16",
+        by="statistics",
+    )

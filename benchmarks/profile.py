@@ -6,6 +6,7 @@
 import json
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -13,8 +14,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torchvision.models import resnet50
 
 from adaptkit import estimate
+from benchmarks import figures
 from benchmarks.fresh import in_fresh_process
 from benchmarks.machine import described
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 16
 METHODS = tuple(f"{what}, {how}" for how in ("fp32", "bf16") for what in ("forward", "estimate"))
@@ -71,6 +76,14 @@ def one(method: str, images: int) -> dict[str, float]:
         part = next((part for key, part in _PARTS.items() if key in event.key), REST)
         parts[part] += event.self_cpu_time_total / 1e6
     return {name: round(seconds, 3) for name, seconds in parts.most_common()}
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """Draw the seconds of each part."""
+    title = f"{frame['case'].iloc[0]}, {frame['images'].iloc[0]} images: where the time goes"
+    return figures.bars(
+        frame, rows="part", value="seconds", label="time, s", title=title, by="method"
+    )
 
 
 if __name__ == "__main__":

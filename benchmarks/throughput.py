@@ -6,6 +6,7 @@
 import json
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 import pandas as pd
@@ -14,8 +15,12 @@ from torch.optim.swa_utils import update_bn
 from torchvision.models import resnet50
 
 from adaptkit import estimate
+from benchmarks import figures
 from benchmarks.fresh import in_fresh_process, measured
 from benchmarks.machine import described
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 16
 METHODS = (
@@ -103,6 +108,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         for name in medians.index
     ]
     return medians.reset_index()
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """Draw the seconds of each method."""
+    images = frame["images"].iloc[0]
+    title = f"{frame['case'].iloc[0]}, {images} images: median of rounds"
+    return figures.bars(frame, rows="method", value="seconds", label="time, s", title=title)
 
 
 if __name__ == "__main__":

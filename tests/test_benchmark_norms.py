@@ -1,7 +1,5 @@
 """The norm benchmark: what micro-batches can and cannot change, its data, and its tables."""
 
-import gzip
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.layers import BatchRenorm2d
-from benchmarks import norm_data, norms
+from benchmarks import norms
+from benchmarks.images import named
 from benchmarks.norm_data import CORRUPTIONS
 from benchmarks.norm_net import ResidualNet, placements
 from benchmarks.norm_tables import by_condition, by_corruption, figure, jacobians, summary
@@ -95,43 +94,9 @@ def test_an_epoch_is_drawn_without_repeats() -> None:
     assert all(torch.equal(a, b) for a, b in zip(steps, again, strict=True))
 
 
-def test_fashion_mnist_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-    written = {}
-    for part, count in (("train", 3), ("t10k", 2)):
-        for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
-            values = generator.integers(0, 10, shape, dtype=np.uint8)
-            head = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
-            written[part, kind] = values
-            file = tmp_path / f"{part}-{kind}-ubyte.gz"
-            file.write_bytes(gzip.compress(head + values.tobytes()))
-    monkeypatch.setattr(norm_data, "FASHION", tmp_path)
-    data = norm_data.images.__wrapped__()
-    assert data.name == "Fashion-MNIST"
-    np.testing.assert_array_equal(data.x[:, 0], written["train", "images-idx3"])
-    np.testing.assert_array_equal(data.y, written["train", "labels-idx1"])
-    np.testing.assert_array_equal(data.test_x[:, 0], written["t10k", "images-idx3"])
-    np.testing.assert_array_equal(data.test_y, written["t10k", "labels-idx1"])
-    pixels, labels = data.first(1)
-    np.testing.assert_allclose(pixels, data.test_x[:1].numpy() / 255, rtol=1e-6)
-    assert len(labels) == 1
-
-
-def test_digits_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_data, "FASHION", tmp_path / "nothing")
-    data = norm_data.images.__wrapped__()
-    assert data.name == "digits"
-    assert (len(data.x), len(data.test_x)) == (1200, 597)
-    assert data.x.shape[1:] == (1, 28, 28)
-    x = data.standardised(data.x.float() / 255)
-    assert float(x.mean()) == pytest.approx(0, abs=1e-4)
-    assert float(x.std()) == pytest.approx(1, abs=1e-4)
-
-
 @pytest.mark.parametrize(("norm", "condition"), [("BN", "micro-batch 4"), ("GN", "batch 64")])
 def test_one_run(norm: str, condition: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = norm_data._digits()
-    monkeypatch.setattr(norms, "images", lambda: data)
+    monkeypatch.setattr(norms, "images", lambda: (named("digits"), ""))
     job = norms.Job(norm, condition, seed=1, steps=2, test_images=50, jacobian_images=1)
     found = pd.DataFrame(norms._reported(job, norms.one(job)))
     accuracies = found[found["n"].notna()]

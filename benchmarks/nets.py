@@ -1,0 +1,43 @@
+"""The nets of the accuracy benchmarks, and their training on the source domain."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adaptkit.layers import Style
+from adaptkit.models import SmallCNN
+from benchmarks.images import CLASSES, Images
+from benchmarks.machine import device
+from benchmarks.norm_net import ResidualNet, placements
+from benchmarks.norm_training import Condition, train
+
+STEPS = 500  # of 64 images
+QUICK_STEPS = 60
+
+# Names in the column `architecture`.
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "residual net, BN": lambda: ResidualNet(placements(1)["BN"]),
+    "residual net, IBN-a": lambda: ResidualNet(placements(1)["IBN-a"]),
+    "small CNN, BN": lambda: SmallCNN(in_channels=1, num_classes=CLASSES, width=16),
+}
+PLAIN, IBN, SMALL = ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained net, what it was trained on, and the style of that for AdaIN."""
+
+    model: nn.Module
+    images: Images
+    style: Style
+
+
+def trained(architecture: str, images: Images, seed: int, steps: int) -> Source:
+    """Train a net from `seed`, on the CPU so that every machine has the same; then move it."""
+    torch.manual_seed(seed)
+    model = ARCHITECTURES[architecture]()
+    train(model, images, Condition(), steps, seed)
+    style = Style.of(images.standardised(images.x[:1000].float() / 255))
+    return Source(model.to(device()), images, style)
