@@ -95,6 +95,15 @@ def by_corruption(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def no_gain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return where exact statistics do not help."""
+    severity = frame["severity"].astype(str)
+    which = frame["corruption"] + (" " + severity).where(frame["severity"] > 0, "")
+    return tabulated.without_gain(
+        frame.assign(which=which), rows=["images", "architecture"], of="which"
+    )
+
+
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw accuracy against severity, a panel a set and net, a line a method."""
     part = _nets(frame[frame["corruption"] != CLEAN])

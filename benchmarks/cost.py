@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from adaptkit import estimate
 from adaptkit.diagnostics.plotting import new_figure
-from benchmarks import machine
+from benchmarks import machine, precise_bn
 from benchmarks.fresh import in_fresh_process, measured
 from benchmarks.norm_net import ResidualNet, placements
 
@@ -91,13 +91,10 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _methods() -> tuple[str, ...]:
     """Return the methods that can run here, and say what the others need."""
-    try:
-        import fvcore.nn.precise_bn  # noqa: F401
-    except ImportError:
-        hint = 'fvcore is not installed, leaving out PreciseBN: pip install -e ".[bench]"'
-        click.echo(hint, err=True)
-        return tuple(method for method in METHODS if not method.startswith("fvcore"))
-    return METHODS
+    if precise_bn.installed():
+        return METHODS
+    click.echo(f"skipped fvcore PreciseBN: {precise_bn.HINT}", err=True)
+    return tuple(method for method in METHODS if not method.startswith("fvcore"))
 
 
 def one(method: str, images: int) -> dict[str, float]:
@@ -138,8 +135,7 @@ def adapting(method: str, model: nn.Module, loader: DataLoader[Tensor]) -> Calla
             return images
 
     elif method.startswith("fvcore PreciseBN"):
-        from fvcore.nn.precise_bn import update_bn_stats
-
+        update_bn_stats = precise_bn.update_bn_stats()
         batches = len(loader) if method.endswith("all") else min(USUAL, len(loader))
         model.train()
 

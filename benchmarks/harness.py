@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adaptkit import certify
 from adaptkit.paired import proportion_change
-from benchmarks import images, methods
+from benchmarks import images, methods, precise_bn
 from benchmarks.fresh import measured
 from benchmarks.images import Images
 from benchmarks.machine import described, device
@@ -135,7 +135,7 @@ def available(*names: str) -> list[str]:
         else:
             there.append(name)
     if methods.PRECISE_BN not in methods.installed():
-        click.echo(f"skipped {methods.PRECISE_BN}: {methods.HINT}", err=True)
+        click.echo(f"skipped {methods.PRECISE_BN}: {precise_bn.HINT}", err=True)
     return there
 
 

@@ -98,6 +98,12 @@ def on_clean(frame: pd.DataFrame) -> pd.DataFrame:
     return summary(frame[frame["corruption"] == CLEAN])
 
 
+def no_gain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return where exact statistics do not help."""
+    rows = ["images", "architecture", "classes"]
+    return tabulated.without_gain(frame, rows=rows, of="corruption")
+
+
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw accuracy against the mix, a panel for clean and for corrupted images."""
     panels = new_figure(11, 5.5)

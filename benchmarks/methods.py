@@ -8,7 +8,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from torch.optim.swa_utils import update_bn
 from adaptkit import OnlineAdapter, adapt
 from adaptkit.layers import Style, restyle
 from benchmarks.nets import Source
+from benchmarks.precise_bn import installed as has_precise_bn
+from benchmarks.precise_bn import update_bn_stats
 
 Batches = Sequence[Tensor]
 
@@ -59,10 +60,8 @@ def torch_update_bn(source: Source, to_adapt: Batches, to_score: Batches) -> Out
 
 def precise_bn(source: Source, to_adapt: Batches, to_score: Batches) -> Outcome:
     """Pool the statistics of the batches, each normalised by its own."""
-    from fvcore.nn.precise_bn import update_bn_stats
-
     model = copy.deepcopy(source.model).train()
-    update_bn_stats(model, to_adapt, len(to_adapt))
+    update_bn_stats()(model, to_adapt, len(to_adapt))
     return Outcome(_logits(model.eval(), to_score), model)
 
 
@@ -151,10 +150,9 @@ METHODS: dict[str, Method] = {
     "adaptkit exact, prior 16": partial(exact, 16),
     ENTROPY: if_entropy_falls,
 }
-HINT = 'fvcore is missing: pip install -e ".[bench]"'
 
 
 def installed() -> dict[str, Method]:
     """Return the methods whose packages are there."""
-    there = find_spec("fvcore") is not None
+    there = has_precise_bn()
     return {name: m for name, m in METHODS.items() if there or name != PRECISE_BN}

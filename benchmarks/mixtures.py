@@ -123,6 +123,11 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return tabulated.means(frame, rows="method", across="mixture")
 
 
+def no_gain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return where exact statistics do not help."""
+    return tabulated.without_gain(frame, rows=["images", "architecture"], of="mixture")
+
+
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw accuracy by mixture, a dot a method."""
     drawn = new_figure(11, 5.5)

@@ -4,10 +4,12 @@ torchvision's v2 transforms where they have it, scikit-image's noises for the re
 are ours: those of ImageNet-C (Hendrycks & Dietterich 2019, arXiv 1903.12261) are for 224 px.
 """
 
+import io
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from PIL import Image
 from skimage.util import random_noise
 from torch import Tensor
 from torchvision.transforms import v2
@@ -84,8 +86,15 @@ def _pixelate(x: Tensor, side: float) -> Tensor:
 
 
 def _jpeg(x: Tensor, quality: float) -> Tensor:
-    pixels = x.mul(255).round().byte()
-    return torch.stack([F.jpeg(image, int(quality)) for image in pixels]).float() / 255
+    """By Pillow: torchvision's own is deprecated since 0.29."""
+    return torch.stack([_through_jpeg(image, int(quality)) for image in x])
+
+
+def _through_jpeg(image: Tensor, quality: int) -> Tensor:
+    file = io.BytesIO()
+    F.to_pil_image(image).save(file, "JPEG", quality=quality)
+    found: Tensor = F.to_dtype(F.pil_to_tensor(Image.open(file)), torch.float32, scale=True)
+    return found
 
 
 def _elastic(x: Tensor, alpha: float) -> Tensor:

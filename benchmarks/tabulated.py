@@ -66,22 +66,23 @@ def seed_by_seed(frame: pd.DataFrame, *, rows: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def without_gain(frame: pd.DataFrame, *, rows: Sequence[str]) -> pd.DataFrame:
-    """Return every condition in which exact statistics do not raise the accuracy, mean over seeds.
+def without_gain(frame: pd.DataFrame, *, rows: Sequence[str], of: str) -> pd.DataFrame:
+    """Return every condition in which exact statistics do not raise the accuracy.
 
-    The interval is of the mean over seeds, from the paired intervals of each.
+    A row for each of `rows`; in it, the values of `of` whose mean change over seeds is 0 or less,
+    with that change in points, and a * where its 95% interval is below 0. The interval is of the
+    mean, from those of the seeds.
     """
     found = []
-    part = frame[frame["method"] == EXACT]
-    for keys, rows_of in part.groupby(list(rows), sort=False, dropna=False):
-        if rows_of["change"].mean() > 0:
-            continue
-        half = ((rows_of["ci_high"] - rows_of["ci_low"]) / 2).pow(2).sum() ** 0.5 / len(rows_of)
+    for keys, part in frame[frame["method"] == EXACT].groupby(list(rows), sort=False):
+        lost = []
+        groups = part.groupby(of, sort=False)
+        for value, runs in groups:
+            change = 100 * runs["change"].mean()
+            if change <= 0:
+                half = 50 * (runs["ci_high"] - runs["ci_low"]).pow(2).sum() ** 0.5 / len(runs)
+                lost.append(f"{value} {change:+.1f}{'*' if change + half < 0 else ''}")
         row = dict(zip(rows, keys, strict=True))
-        row |= {
-            "before, %": round(100 * rows_of["before"].mean(), 1),
-            "after, %": round(100 * rows_of["after"].mean(), 1),
-            "change, points": f"{100 * rows_of['change'].mean():.1f} ± {100 * half:.1f}",
-        }
+        row |= {"no gain": f"{len(lost)} of {len(groups)}", "which, points": ", ".join(lost)}
         found.append(row)
     return pd.DataFrame(found)

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 from torchvision.models import resnet50
 
 from adaptkit import estimate
-from benchmarks import figures
+from benchmarks import figures, precise_bn
 from benchmarks.fresh import in_fresh_process, measured
 from benchmarks.machine import described
 
@@ -89,8 +89,7 @@ def _work(method: str, model: torch.nn.Module, batches: list[torch.Tensor]) -> C
     if method.startswith("torch update_bn"):
         return lambda: update_bn(batches, model)
     if method == "fvcore PreciseBN":
-        from fvcore.nn.precise_bn import update_bn_stats
-
+        update_bn_stats = precise_bn.update_bn_stats()
         model.train()
         return lambda: update_bn_stats(model, batches, len(batches))
     if method.startswith("eval forward"):

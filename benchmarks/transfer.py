@@ -64,8 +64,18 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return tabulated.spreads(frame.assign(group=cases), across="group")
 
 
-def summary_of(case: str) -> "tabulated.Maker":
-    """Return a maker of the table of one case, a column for each net."""
+def seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what exact statistics change in each training by itself."""
+    return tabulated.seed_by_seed(frame, rows=["case", "architecture"])
+
+
+def no_gain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return where exact statistics do not help."""
+    return tabulated.without_gain(frame, rows=["case"], of="architecture")
+
+
+def summary_of(case: str) -> tabulated.Maker:
+    """Return what makes the table of one case, a column for each net."""
 
     def table(frame: pd.DataFrame) -> pd.DataFrame:
         return tabulated.spreads(frame[frame["case"] == case], across="architecture")

@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks import cost, machine, scaling
+from benchmarks import cost, machine, precise_bn, scaling
 from benchmarks.cost import METHODS, Images
 from benchmarks.norm_net import ResidualNet
 
 FVCORE = [method for method in METHODS if method.startswith("fvcore")]
-# fvcore itself calls what torch gives up.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
 
 
 def stem(model: torch.nn.Module) -> torch.nn.BatchNorm2d:
@@ -30,8 +28,8 @@ def stem(model: torch.nn.Module) -> torch.nn.BatchNorm2d:
 
 def used(method: str, images: int) -> tuple[int, int, torch.nn.Module]:
     """How many images a method says it used, how many it had made, and the model after it."""
-    if method in FVCORE:
-        pytest.importorskip("fvcore.nn.precise_bn")
+    if method in FVCORE and not precise_bn.installed():
+        pytest.skip(precise_bn.HINT)
     model, data = cost.net(), Images(images)
     samples = cost.adapting(method, model, DataLoader(data, cost.BATCH))()
     return samples, data.made, model
