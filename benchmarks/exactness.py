@@ -45,7 +45,7 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut each target into batches of five sizes, shuffled and sorted by class."""
     there = harness.available("digits", "MNIST", "Fashion-MNIST")
     batches = BATCHES[1::2] if quick else BATCHES
-    seeds, steps, count = (1, QUICK_STEPS, 128) if quick else (3, STEPS, 1000)
+    seeds, steps, count = (1, QUICK_STEPS, 128) if quick else (3, STEPS, 500)
     jobs = [
         Job(source, target, corruption, severity, architecture, seed, steps, count, batches)
         for seed in range(seeds)

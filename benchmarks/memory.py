@@ -18,7 +18,7 @@ from adaptkit import estimate
 from adaptkit.shift import mmd2
 from benchmarks import figures
 from benchmarks.fresh import in_fresh_process, measured
-from benchmarks.machine import described
+from benchmarks.machine import described, device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,8 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _row(mode: str, model: str, size: int) -> dict[str, object]:
     found = in_fresh_process("benchmarks.memory", mode, model, size)
     limit = {"exact": size, "stream": 300, "mmd2": 500}[mode]
-    row = {"mode": mode, "model": model, "limit MiB": limit, **found}
+    about = {"case": f"limit {limit} MiB", "method": mode, "architecture": model}
+    row = {**about, "limit MiB": limit, **found}
     click.echo(str(row), err=True)
     return row
 
@@ -53,10 +54,10 @@ def _row(mode: str, model: str, size: int) -> dict[str, object]:
 def exact(name: str, mib: int) -> dict[str, float]:
     """More images of 224 px than fit into `memory=mib`: the peak must keep within it."""
     torch.manual_seed(0)
-    model = _MODELS[name]().eval()
+    model = _MODELS[name]().eval().to(device())
     images = (torch.randn(16, 3, 224, 224) for _ in range(64))
     with torch.no_grad():
-        model(torch.randn(2, 3, 224, 224))
+        model(torch.randn(2, 3, 224, 224).to(device()))
     samples = []
     found = measured(
         lambda: samples.append(
@@ -69,14 +70,14 @@ def exact(name: str, mib: int) -> dict[str, float]:
 def stream(name: str, count: int) -> dict[str, float]:
     """Many small images, none of them kept by the loader."""
     torch.manual_seed(0)
-    model = _MODELS[name]().eval()
+    model = _MODELS[name]().eval().to(device())
 
     def images() -> Iterator[Tensor]:
         for _ in range(count // 50):
             yield torch.randn(50, 3, 32, 32)
 
     with torch.no_grad():
-        model(torch.randn(50, 3, 32, 32))
+        model(torch.randn(50, 3, 32, 32).to(device()))
     samples = []
     found = measured(
         lambda: samples.append(estimate(model, images(), mode="stream", samples="all").samples)
@@ -95,11 +96,12 @@ def metric(_: str, count: int) -> dict[str, float]:
 
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw each peak beside its limit."""
-    names = frame["mode"] + ", " + frame["model"] + ", " + frame["samples"].astype(str) + " samples"
+    parts = (frame["method"], frame["architecture"], frame["samples"].astype(str))
+    names = [", ".join(words) for words in zip(*parts, strict=True)]
     rows = pd.concat(
         frame.assign(what=what, run=names, MiB=frame[f"{what} MiB"]) for what in ("limit", "peak")
     )
-    title = "resident memory above what there was before"
+    title = "memory above what there was before, by method, model and samples"
     return figures.bars(rows, rows="run", value="MiB", label="MiB", title=title, by="what")
 
 

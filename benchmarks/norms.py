@@ -23,6 +23,7 @@ from adaptkit.diagnostics import jacobian_singular_values
 from adaptkit.paired import proportion_change
 from benchmarks.images import Images
 from benchmarks.machine import described
+from benchmarks.methods import EXACT
 from benchmarks.norm_data import CORRUPTIONS, images
 from benchmarks.norm_net import Placement, ResidualNet, placements
 from benchmarks.norm_tables import summary
@@ -68,7 +69,9 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
                 f"{100 * found[0]['before']:.1f}%, {found[0]['seconds']} s",
                 err=True,
             )
-    frame = _sorted(pd.DataFrame(rows)).assign(dataset=data.name, **described() | {"threads": "1"})
+    about = {"dataset": data.name, "method": EXACT, "architecture": "residual net"}
+    machine = described() | {"threads": "1", "device": "cpu"}
+    frame = _sorted(pd.DataFrame(rows)).assign(**about, **machine)
     return frame, summary(frame)
 
 
@@ -114,7 +117,7 @@ def _reported(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for condition in CONDITIONS
             if _shared(placements(1)[job.norm], condition)
             for row in rows
-            if row["n"] is not None
+            if row["samples"] is not None
         ]
     return reported
 
@@ -129,7 +132,7 @@ def _accuracies(model: ResidualNet, data: Images, count: int) -> list[dict[str, 
         x = data.standardised(version).split(_AT_A_TIME)
         batches = list(zip(x, labels.split(_AT_A_TIME), strict=True))
         before = evaluate(model, batches)
-        row: dict[str, Any] = {"case": case, "n": len(before), "before": before.accuracy}
+        row: dict[str, Any] = {"case": case, "samples": len(before), "before": before.accuracy}
         if norms.norm_layers(model):
             after = evaluate(adapt(model, x, samples="all"), batches)
             row |= _change(before, after)
@@ -178,7 +181,7 @@ def _spectra(model: ResidualNet, data: Images, job: Job, when: str) -> list[dict
         rows.append(
             {
                 "case": f"{name}, {when}",
-                "n": None,
+                "samples": None,
                 "singular_5%": low,
                 "singular_50%": median,
                 "singular_95%": high,
@@ -192,11 +195,12 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     frame["norm"] = pd.Categorical(frame["norm"], list(placements(1)))
     frame["condition"] = pd.Categorical(frame["condition"], list(CONDITIONS))
     frame = frame.sort_values(["norm", "condition", "seed"], kind="stable", ignore_index=True)
-    frame = frame.astype({"norm": str, "condition": str, "n": "Int64"})
+    frame = frame.astype({"norm": str, "condition": str, "samples": "Int64"})
     return frame[_COLUMNS].round(6)
 
 
 _COLUMNS = [
-    *("norm", "condition", "seed", "case", "before", "after", "change", "ci_low", "ci_high", "n"),
+    *("norm", "condition", "seed", "case", "before", "after", "change", "ci_low", "ci_high"),
+    "samples",
     *("singular_5%", "singular_50%", "singular_95%", "trained_as", "steps", "seconds"),
 ]

@@ -10,12 +10,13 @@ from torchvision.models import resnet18
 
 from adaptkit import adapt, certify, evaluate
 from benchmarks import figures
-from benchmarks.machine import described
+from benchmarks.machine import described, device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = 64  # pixels
+PRECISIONS = ("fp32", "bf16")
 
 
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -36,25 +37,35 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     }
     for name, target in targets.items():
         batches = list(zip(target.split(32), y[900:].split(32), strict=True))
-        found = {p: adapt(model, batches, precision=p) for p in ("fp32", "bf16")}
+        found = {p: adapt(model, batches, precision=p) for p in PRECISIONS}
         scores = {p: evaluate(net, batches) for p, net in found.items()}
-        agree = float((scores["fp32"].predictions == scores["bf16"].predictions).mean())
-        rows.append(
-            {
-                "target": name,
-                "source %": round(100 * (evaluate(model, batches).accuracy or 0), 2),
-                "fp32 %": round(100 * (scores["fp32"].accuracy or 0), 2),
-                "bf16 %": round(100 * (scores["bf16"].accuracy or 0), 2),
-                "agreement %": round(100 * agree, 2),
-                "certificate fp32": f"{certify(found['fp32'], batches).worst:.1e}",
-                "certificate bf16": f"{certify(found['bf16'], batches).worst:.1e}",
-            }
-        )
-    frame = pd.DataFrame(rows)
-    return frame.assign(images=len(x) - 900, **described()), frame
+        before = evaluate(model, batches).accuracy
+        for p in PRECISIONS:
+            agree = float((scores["fp32"].predictions == scores[p].predictions).mean())
+            off = certify(found[p], batches).worst
+            row = {"case": name, "method": p, "before": before, "after": scores[p].accuracy}
+            rows.append(row | {"agreement": agree, "statistics off by": off})
+    frame = pd.DataFrame(rows).round(6)
+    frame = frame.assign(architecture="resnet18", seed=0, samples=len(x) - 900, **described())
+    return frame, summary(frame)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a target: accuracies, how many predictions agree, and the certificates."""
+    wide = frame.pivot(index="case", columns="method").loc[frame["case"].unique()]
+    percent = (100 * wide[["before", "after", "agreement"]]).round(2)
+    table = {
+        "source %": percent["before", "fp32"],
+        **{f"{p} %": percent["after", p] for p in PRECISIONS},
+        "agreement %": percent["agreement", "bf16"],
+        **{f"certificate {p}": wide["statistics off by", p] for p in PRECISIONS},
+        "images": wide["samples", "fp32"],
+    }
+    return pd.DataFrame(table).rename_axis("target").reset_index()
 
 
 def _trained(x: Tensor, y: Tensor, epochs: int) -> nn.Module:
+    """On the CPU, so that every machine has the same net."""
     torch.manual_seed(0)
     model: nn.Module = resnet18(num_classes=10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -64,19 +75,18 @@ def _trained(x: Tensor, y: Tensor, epochs: int) -> nn.Module:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    model.eval()
-    return model
+    return model.eval().to(device())
 
 
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw the accuracies on each target."""
-    kinds = ["source %", "fp32 %", "bf16 %"]
-    rows = frame.melt("target", kinds, var_name="statistics", value_name="accuracy")
+    source = frame[frame["method"] == PRECISIONS[0]].assign(method="source", after=frame["before"])
+    rows = pd.concat([source, frame])
     return figures.bars(
-        rows,
-        rows="target",
+        rows.assign(accuracy=100 * rows["after"]),
+        rows="case",
         value="accuracy",
         label="accuracy, %",
         title="statistics estimated in float32 and in bfloat16",
-        by="statistics",
+        by="method",
     )

@@ -16,7 +16,7 @@ from torchvision.models import resnet50
 from adaptkit import estimate
 from benchmarks import figures
 from benchmarks.fresh import in_fresh_process
-from benchmarks.machine import described
+from benchmarks.machine import described, device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         found = in_fresh_process("benchmarks.profile", method, images)
         rows += [{"method": method, "part": k, "seconds": v} for k, v in found.items()]
     frame = pd.DataFrame(rows)
-    frame = frame.assign(case="resnet50 224px", images=images, **described())
+    frame = frame.assign(case="224 px", architecture="resnet50", samples=images, **described())
     return frame, summary(frame)
 
 
@@ -56,16 +56,19 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def one(method: str, images: int) -> dict[str, float]:
-    """Seconds of the calling thread by kind of operation, and of all of it."""
+    """Seconds of the calling thread, or of the GPU, by kind of operation."""
     torch.manual_seed(0)
-    model = resnet50().eval()
-    batches = list(torch.randn(images, 3, 224, 224).split(BATCH))
+    model = resnet50().eval().to(device())
+    batches = list(torch.randn(images, 3, 224, 224).to(device()).split(BATCH))
     what, how = method.split(", ")
+    gpu = device().type == "cuda"
+    activities = [ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
     if what == "forward":
         batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "bf16"):
+    bf16 = torch.autocast(device().type, dtype=torch.bfloat16, enabled=how == "bf16")
+    with torch.no_grad(), bf16:
         model(batches[0])
-        with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("whole"):
+        with profile(activities=activities) as profiled, record_function("whole"):
             if what == "forward":
                 for batch in batches:
                     model(batch)
@@ -74,13 +77,15 @@ def one(method: str, images: int) -> dict[str, float]:
     parts: Counter[str] = Counter()
     for event in profiled.key_averages():
         part = next((part for key, part in _PARTS.items() if key in event.key), REST)
-        parts[part] += event.self_cpu_time_total / 1e6
+        spent = event.self_device_time_total if gpu else event.self_cpu_time_total
+        parts[part] += spent / 1e6
     return {name: round(seconds, 3) for name, seconds in parts.most_common()}
 
 
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw the seconds of each part."""
-    title = f"{frame['case'].iloc[0]}, {frame['images'].iloc[0]} images: where the time goes"
+    what, images = frame["architecture"].iloc[0], frame["samples"].iloc[0]
+    title = f"{what}, {frame['case'].iloc[0]}, {images} images: where the time goes"
     return figures.bars(
         frame, rows="part", value="seconds", label="time, s", title=title, by="method"
     )

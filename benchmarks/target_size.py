@@ -48,7 +48,7 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Adapt to ever more images, each time the first of one random order; score on others."""
     there = harness.available(*POOLS)
     sizes, targets = ((8, 64, 256), TARGETS[2:]) if quick else (SIZES, TARGETS)
-    seeds, steps, scored = (1, QUICK_STEPS, 200) if quick else (5, STEPS, 1000)
+    seeds, steps, scored = (1, QUICK_STEPS, 200) if quick else (3, STEPS, 1000)
     jobs = [
         Job(images, architecture, seed, steps, scored, sizes, targets)
         for seed in range(seeds)

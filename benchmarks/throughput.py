@@ -17,7 +17,7 @@ from torchvision.models import resnet50
 from adaptkit import estimate
 from benchmarks import figures, precise_bn
 from benchmarks.fresh import in_fresh_process, measured
-from benchmarks.machine import described
+from benchmarks.machine import described, device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def _run(methods: tuple[str, ...], quick: bool) -> tuple[pd.DataFrame, pd.DataFr
             rows.append({"method": method, "round": number, **found})
             click.echo(f"{method:<36} {found['seconds']:7.2f} s", err=True)
     frame = pd.DataFrame(rows).assign(
-        case="resnet50 224px", images=images, batch=BATCH, **described()
+        case="224 px", architecture="resnet50", samples=images, batch=BATCH, **described()
     )
     return frame, summary(frame)
 
@@ -72,12 +72,12 @@ def _run(methods: tuple[str, ...], quick: bool) -> tuple[pd.DataFrame, pd.DataFr
 def one(method: str, images: int) -> dict[str, float]:
     """Measure one method in this process, after a forward of one batch to warm up."""
     torch.manual_seed(0)
-    model = resnet50().eval()
-    batches = list(torch.randn(images, 3, 224, 224).split(BATCH))
+    model = resnet50().eval().to(device())
+    batches = list(torch.randn(images, 3, 224, 224).to(device()).split(BATCH))
     if "channels-last" in method:
         batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
     bf16 = "bf16" in method
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(device().type, dtype=torch.bfloat16, enabled=bf16):
         model(batches[0])
         work = _work(method, model, batches)
         if method.endswith("again"):
@@ -111,8 +111,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 def figure(frame: pd.DataFrame) -> "Figure":
     """Draw the seconds of each method."""
-    images = frame["images"].iloc[0]
-    title = f"{frame['case'].iloc[0]}, {images} images: median of rounds"
+    what, images = frame["architecture"].iloc[0], frame["samples"].iloc[0]
+    title = f"{what}, {frame['case'].iloc[0]}, {images} images: median of rounds"
     return figures.bars(frame, rows="method", value="seconds", label="time, s", title=title)
 
 

@@ -86,6 +86,10 @@ def test_mnist_has_all_classes_on_both_sides() -> None:
     assert (len(data.x), len(data.test_x)) == (3000, 2000)
     assert data.x.dtype == torch.uint8
     assert data.x.amax() == 255
+    cropped = named("cropped MNIST")
+    assert cropped.x.shape == data.x.shape
+    assert torch.equal(cropped.y, data.y)
+    assert (cropped.x > 128).float().mean() > 1.5 * (data.x > 128).float().mean()
     for labels in (data.y, data.test_y):
         counts = torch.bincount(labels)
         assert len(counts) == 10

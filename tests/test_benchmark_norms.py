@@ -99,7 +99,7 @@ def test_one_run(norm: str, condition: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(norms, "images", lambda: (named("digits"), ""))
     job = norms.Job(norm, condition, seed=1, steps=2, test_images=50, jacobian_images=1)
     found = pd.DataFrame(norms._reported(job, norms.one(job)))
-    accuracies = found[found["n"].notna()]
+    accuracies = found[found["samples"].notna()]
     cases = ["clean", *CORRUPTIONS]
     assert (found["trained_as"] == condition).all()
     assert accuracies["before"].between(0, 1).all()
