@@ -36,7 +36,7 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     there = harness.available("digits", "Fashion-MNIST")
     every = tuple(CORRUPTIONS)
     corruptions, severities = (every[::4], (3,)) if quick else (every, SEVERITIES)
-    seeds, steps, count = (1, QUICK_STEPS, 200) if quick else (3, STEPS, 1000)
+    seeds, steps, count = (1, QUICK_STEPS, 200) if quick else (3, STEPS, 500)
     jobs = [
         Job(images, architecture, seed, steps, count, corruptions, severities)
         for seed in range(seeds)
