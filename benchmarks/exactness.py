@@ -20,7 +20,8 @@ BATCHES = (1, 4, 16, 64, 256)
 SHUFFLED, SORTED = "shuffled", "sorted by class"
 # Source images, target images, how they are spoilt and how severely.
 CASES = (
-    ("digits", "MNIST", "clean", 0),
+    ("digits", "digits", "gaussian noise", 3),
+    ("digits", "cropped MNIST", "clean", 0),
     ("Fashion-MNIST", "Fashion-MNIST", "gaussian noise", 3),
     ("Fashion-MNIST", "Fashion-MNIST", "contrast", 3),
 )
@@ -43,7 +44,7 @@ class Job:
 
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut each target into batches of five sizes, shuffled and sorted by class."""
-    there = harness.available("digits", "MNIST", "Fashion-MNIST")
+    there = harness.available("digits", "cropped MNIST", "Fashion-MNIST")
     batches = BATCHES[1::2] if quick else BATCHES
     seeds, steps, count = (1, QUICK_STEPS, 128) if quick else (3, STEPS, 500)
     jobs = [

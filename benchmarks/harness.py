@@ -60,7 +60,7 @@ def shuffled(count: int, seed: int) -> Tensor:
 def rows(
     source: Source,
     target: Target,
-    chosen: Sequence[str] | None = None,
+    chosen: Mapping[str, Method] | None = None,
     more: Callable[[Outcome, Batches], Row] = lambda _, __: {},
 ) -> list[Row]:
     """Run methods on a target and return a row for each.
@@ -70,7 +70,7 @@ def rows(
     Args:
         source: trained on another domain, or the same.
         target: to adapt to and to score.
-        chosen: names of methods; by default all that are installed.
+        chosen: methods by name; by default all that are installed.
         more: gives further columns, of what a method found and the batches that it adapted to.
     """
     to_score = _batches(source, target.x, target.batch)
@@ -79,9 +79,7 @@ def rows(
         to_adapt = _batches(source, target.to_adapt, target.batch)
     before = _correct(methods.none(source, to_adapt, to_score), target.y)
     found: list[Row] = []
-    for name, method in methods.installed().items():
-        if chosen is not None and name not in chosen:
-            continue
+    for name, method in (chosen or methods.installed()).items():
         row: Row = {"case": target.case, "method": name, **target.about}
         row |= {"before": float(before.mean()), "samples": len(target.x)}
         try:

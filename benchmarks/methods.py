@@ -152,7 +152,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-def installed() -> dict[str, Method]:
-    """Return the methods whose packages are there."""
-    there = has_precise_bn()
-    return {name: m for name, m in METHODS.items() if there or name != PRECISE_BN}
+def installed(*names: str) -> dict[str, Method]:
+    """Return the methods whose packages are there: those of these names, or all."""
+    without = () if has_precise_bn() else (PRECISE_BN,)
+    chosen = names or METHODS
+    return {name: METHODS[name] for name in chosen if name not in without}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adaptkit.diagnostics.plotting import new_figure
-from benchmarks import figures, harness, tabulated
+from benchmarks import figures, harness, methods, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import named
 from benchmarks.methods import EXACT
@@ -70,13 +70,13 @@ def one(job: Job) -> list[Row]:
     images = named(job.images)
     source = trained(job.architecture, images, job.seed, job.steps)
     x, y = harness.taken(images, harness.shuffled(len(images.test_x), job.seed)[: job.count])
-    found = []
+    found, alone = [], methods.installed(EXACT)
     for name in job.mixtures:
         mixed, domain = mix(x, MIXTURES[name])
         about = {"images": job.images, "mixture": name, "domains": len(MIXTURES[name])}
         found += harness.rows(source, Target(job.images, mixed, y, about))
         parts = [
-            harness.rows(source, Target(job.images, mixed[where], y[where], about), [EXACT])[0]
+            harness.rows(source, Target(job.images, mixed[where], y[where], about), alone)[0]
             for where in (domain == number for number in range(len(MIXTURES[name])))
         ]
         found.append(_together(parts))

@@ -1,6 +1,7 @@
 """How few images are enough, and whether the stated standard error predicts it."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -10,11 +11,11 @@ from torch import Tensor
 from adaptkit import Statistics, estimate
 from adaptkit.diagnostics.plotting import new_figure
 from adaptkit.moments import Moments
-from benchmarks import figures, harness, tabulated
+from benchmarks import figures, harness, methods, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import Images, named
 from benchmarks.machine import device
-from benchmarks.methods import EXACT, NONE, PRECISE_BN, UPDATE_BN
+from benchmarks.methods import EXACT, NONE, PRECISE_BN, UPDATE_BN, Method
 from benchmarks.nets import IBN, PLAIN, QUICK_STEPS, STEPS, Source, trained
 from benchmarks.spoiling import corrupt
 
@@ -25,10 +26,13 @@ SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 5000, 10000)
 # Kept from training, to adapt to, of Fashion-MNIST's 60,000 and of the 1,200 digits.
 POOLS = {"Fashion-MNIST": 10_000, "digits": 256}
 TARGETS = (("clean", 0), ("gaussian noise", 3), ("gaussian blur", 3), ("contrast", 3))
-METHODS = (
-    *(NONE, UPDATE_BN, PRECISE_BN, "prior 16, by batch"),
-    *(EXACT, "adaptkit exact, prior 16"),
-)
+PRIORS = (2, 4, 8, 16, 64)
+
+
+def _methods() -> dict[str, Method]:
+    exact = {f"adaptkit exact, prior {n}": partial(methods.exact, n) for n in PRIORS}
+    peers = methods.installed(NONE, UPDATE_BN, PRECISE_BN, "prior 16, by batch", EXACT)
+    return {**peers, **exact}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def one(job: Job) -> list[Row]:
         for size in [n for n in job.sizes if n <= len(pool)]:
             about = {"images": job.images, "corruption": name, "size": size}
             target = Target(job.images, scored, y, about, to_adapt=spoilt[:size])
-            rows = harness.rows(source, target, METHODS)
+            rows = harness.rows(source, target, _methods())
             part = _estimated(source, spoilt[:size])
             errors = {"stated error": _rms([*part.errors().values()])}
             errors["actual error"] = distance(part, whole)

@@ -112,8 +112,8 @@ def test_rows(source: Source) -> None:
     x, y = source.images.first(60)
     target = Target("dark", (x - 0.3).clamp(0, 1), y, {"kind": 1}, batch=20)
     chosen = [NONE, methods.EXACT, methods.UPDATE_BN, "TENT norm"]
-    rows = harness.rows(source, target, chosen, more=harness.certificate)
-    assert [row["method"] for row in rows] == sorted(chosen, key=[*METHODS].index)
+    rows = harness.rows(source, target, methods.installed(*chosen), more=harness.certificate)
+    assert [row["method"] for row in rows] == chosen
     frame = pd.DataFrame(rows).set_index("method")
     assert (frame["before"] == frame.loc[NONE, "after"]).all()
     assert frame.loc[NONE, "change"] == 0
@@ -131,7 +131,10 @@ def test_other_images_can_be_scored(source: Source) -> None:
     x, y = source.images.first(40)
     elsewhere = Target("", x[:20], y[:20], to_adapt=1 - x[20:])
     here = Target("", x[:20], y[:20])
-    far, near = (harness.rows(source, t, [methods.EXACT])[0]["after"] for t in (elsewhere, here))
+    far, near = (
+        harness.rows(source, t, methods.installed(methods.EXACT))[0]["after"]
+        for t in (elsewhere, here)
+    )
     assert far < near
 
 
