@@ -27,12 +27,14 @@ SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 5000, 10000)
 POOLS = {"Fashion-MNIST": 10_000, "digits": 256}
 TARGETS = (("clean", 0), ("gaussian noise", 3), ("gaussian blur", 3), ("contrast", 3))
 PRIORS = (2, 4, 8, 16, 64)
+MOST_WITH_PRIOR = 256  # images: with more of them a prior hardly counts
 
 
-def _methods() -> dict[str, Method]:
-    exact = {f"adaptkit exact, prior {n}": partial(methods.exact, n) for n in PRIORS}
-    peers = methods.installed(NONE, UPDATE_BN, PRECISE_BN, "prior 16, by batch", EXACT)
-    return {**peers, **exact}
+def _methods(size: int) -> dict[str, Method]:
+    chosen = methods.installed(NONE, UPDATE_BN, PRECISE_BN, EXACT)
+    if size <= MOST_WITH_PRIOR:
+        chosen |= {f"adaptkit exact, prior {n}": partial(methods.exact, n) for n in PRIORS}
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def one(job: Job) -> list[Row]:
         for size in [n for n in job.sizes if n <= len(pool)]:
             about = {"images": job.images, "corruption": name, "size": size}
             target = Target(job.images, scored, y, about, to_adapt=spoilt[:size])
-            rows = harness.rows(source, target, _methods())
+            rows = harness.rows(source, target, _methods(size))
             part = _estimated(source, spoilt[:size])
             errors = {"stated error": _rms([*part.errors().values()])}
             errors["actual error"] = distance(part, whole)
