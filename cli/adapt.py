@@ -119,8 +119,9 @@ from . import options
 @options.reading
 @options.force
 @options.seed
+@options.as_json
 @options.quiet
-def adapt(quiet: bool, **arguments: Any) -> None:
+def adapt(quiet: bool, as_json: bool, **arguments: Any) -> None:
     """Adapt a trained model to unlabelled images of a new domain.
 
     Re-estimates its normalisation statistics on them (AdaBN), or restyles them to
@@ -145,5 +146,7 @@ def adapt(quiet: bool, **arguments: Any) -> None:
         run = adapt_folder(
             **{**arguments, "layers": arguments["layers"] or None}, progress=report_progress
         )
-    if not quiet:
+    if as_json:
+        click.echo(run.report.to_json(), nl=False)
+    elif not quiet:
         print_run(run)

@@ -83,6 +83,16 @@ def quiet(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(function)
 
 
+def as_json(function: F) -> F:
+    """--json: the report's JSON instead of a table."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print the JSON report, and nothing else, on stdout.",
+    )(function)
+
+
 def arch(function: F) -> F:
     """--arch, --arch-arg: of a file that does not name its architecture, nor has it in its keys."""
     for option in reversed(

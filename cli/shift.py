@@ -49,8 +49,9 @@ from . import options
 @options.reading
 @options.force
 @options.seed
+@options.as_json
 @options.quiet
-def shift(quiet: bool, **arguments: Any) -> None:
+def shift(quiet: bool, as_json: bool, **arguments: Any) -> None:
     """Measure how far images lie from what a model was trained on.
 
     Without source data: layer by layer, from the statistics that the model
@@ -66,5 +67,7 @@ def shift(quiet: bool, **arguments: Any) -> None:
         from adaptkit.pipeline import shift_folders
 
         run = shift_folders(**arguments, progress=report_progress)
-    if not quiet:
+    if as_json:
+        click.echo(run.report.to_json(), nl=False)
+    elif not quiet:
         print_shift(run)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +55,15 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
+class _Rate(ProgressColumn):
+    """How many images, layers or epochs a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate over the last half minute, or of all once the stage is done."""
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+
+
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int | None], None] | None]:
     """Show a bar for each stage on stderr where that is a terminal; else give None."""
@@ -54,9 +71,10 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int | None], None] 
         yield None
         return
     columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=20),
+        TextColumn("{task.description:<33}"),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
+        _Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:

@@ -502,6 +502,15 @@ def test_the_same_weights_in_another_container_take_the_pack(here: Path) -> None
     assert CliRunner().invoke(main, [*line, "--out", "x.safetensors"]).exit_code == 0
 
 
+def test_json_stands_alone_on_stdout(here: Path) -> None:
+    result = adapt("--json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == Path("source-adapted.json").read_text(encoding="utf-8")
+    assert json.loads(result.stdout)["rows"][0]["metric"] == "accuracy"
+    assert result.stderr == ""
+    fails("source-adapted.pt", "--json")
+
+
 def test_options_reach_the_estimate(here: Path) -> None:
     args = ["--layers", "features.1", "--layers", "features.4", "--prior", "12", "--certify"]
     args += ["--precision", "fp32", "--memory", "1GiB"]

@@ -69,6 +69,12 @@ def rows(path: str = "net-shift.csv") -> Any:
     return pd.read_csv(path).set_index(["metric", "scope"])
 
 
+def test_json_stands_alone_on_stdout(here: Path) -> None:
+    result = run("shift", "--model", here / "net.pt", "--target", here / "source", "--json", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == Path("net-shift.json").read_text(encoding="utf-8")
+
+
 def test_without_source_data(here: Path) -> None:
     result = run("shift", "--model", here / "net.pt", "--target", here / "target")
     assert result.exit_code == 0, result.output
