@@ -163,7 +163,8 @@ def run_all(jobs: Sequence[Job], one: Callable[[Job], list[Row]]) -> pd.DataFram
 
 
 def _say(count: int, total: int, job: object) -> None:
-    click.echo(f"{count}/{total} {job}", err=True)
+    facts = {name: value for name, value in vars(job).items() if isinstance(value, (str, int))}
+    click.echo(f"{count}/{total} {', '.join(f'{k} {v}' for k, v in facts.items())}", err=True)
 
 
 _FIRST = ("case", "method", "seed", "architecture")

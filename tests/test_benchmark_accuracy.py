@@ -1,5 +1,6 @@
 """The accuracy benchmarks: each runs small, and its tables and figure come out of its rows."""
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -188,14 +189,22 @@ def test_every_benchmark_is_there_and_draws() -> None:
         assert callable(benchmark.figure)
 
 
-def test_a_pool_keeps_the_jobs_order() -> None:
-    frame = harness.run_all([3, 1, 2], one_row)
+@dataclass(frozen=True)
+class Job:
+    seed: int
+    long: tuple[int, ...] = (1, 2, 3)
+
+
+def test_a_pool_keeps_the_jobs_order(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = harness.run_all([Job(3), Job(1), Job(2)], one_row)
     assert frame["seed"].tolist() == [3, 1, 2]
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(" ")[2] for line in said) == ["seed 1", "seed 2", "seed 3"]
     assert (frame["threads"] == "1").all()
 
 
-def one_row(job: int) -> list[dict[str, Any]]:
+def one_row(job: Job) -> list[dict[str, Any]]:
     assert torch.get_num_threads() == 1
     measured = dict.fromkeys(("before", "after", "change", "ci_low", "ci_high", "seconds"), 0.5)
-    about = {"case": "a", "method": EXACT, "seed": job, "architecture": "n"}
+    about = {"case": "a", "method": EXACT, "seed": job.seed, "architecture": "n"}
     return [about | measured | {"samples": 1, "peak MiB": 0.0}]
