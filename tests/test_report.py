@@ -2,6 +2,8 @@
 
 import io
 import json
+import posixpath
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,58 @@ def test_json_holds_details_and_rows(tmp_path: Path) -> None:
     rows = {row["metric"]: row for row in record["rows"]}
     assert [*rows][:2] == ["accuracy", "balanced_accuracy"]
     assert rows["confidence_mean"]["p_value"] is None  # the confidence did not change at all
+
+
+HOSTILE = ("a/../b", "<script>alert(1)</script>", "a_b_2", "a?b", "a*b", "naïve 猫", "." * 3)
+
+
+def named(*classes: str) -> Report:
+    return Report(tuple(Row("recall", f"class:{name}", 0.5, 1.0, 0.5) for name in classes))
+
+
+def test_a_flat_dict_has_names_that_loggers_take() -> None:
+    """MLflow takes letters, digits, "_-. " and "/", and no path that has a shorter way."""
+    rows = (Row("accuracy", "all", 0.5, 0.75, 0.25, n=8), Row("ece", "all", None, 0.1, None))
+    found = Report((*rows, *named(*HOSTILE).rows)).to_dict()
+    assert found["accuracy/before"] == 0.5
+    assert found["accuracy/change"] == 0.25
+    assert [name for name in found if name.startswith("ece")] == ["ece/after"]
+    assert "recall/class_naïve 猫/after" in found
+    assert found["recall/class_a_b/before"] == found["recall/class_a_b_3/before"] == 0.5
+    assert len(found) == 4 + 3 * len(HOSTILE)
+    for name in found:
+        assert re.fullmatch(r"[/\w.\- ]+", name)
+        assert posixpath.normpath(name) == name
+
+
+def test_a_summary_writer_gets_every_figure() -> None:
+    seen: list[tuple[str, float, int | None]] = []
+
+    class Writer:
+        def add_scalar(self, tag: str, value: float, global_step: int | None) -> None:
+            seen.append((tag, value, global_step))
+
+    report = named("a", "b")
+    report.log_to(Writer(), step=7)
+    assert seen == [(name, value, 7) for name, value in report.to_dict().items()]
+
+
+def test_tensorboard_takes_them(tmp_path: Path) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    with tensorboard.SummaryWriter(tmp_path) as writer:
+        named(*HOSTILE).log_to(writer)
+    assert list(tmp_path.iterdir())
+
+
+def test_a_notebook_shows_the_whole_set_figures() -> None:
+    rows = (Row("accuracy", "all", 0.5, 0.75, 0.25, n=8), Row("<b>", "all", 1.0, None, None))
+    page = Report((*rows, *named(*HOSTILE).rows))._repr_html_()
+    assert "<td>accuracy</td>" in page
+    assert "<td>0.75</td>" in page
+    assert "&lt;b&gt;" in page
+    assert "script" not in page
+    assert "7 more rows in to_frame()" in page
+    assert "more rows" not in Report(rows)._repr_html_()
 
 
 def test_what_is_not_finite_is_unknown() -> None:

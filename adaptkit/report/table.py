@@ -1,6 +1,8 @@
 """Report schema 1: one row a figure, before and after, as a DataFrame, CSV and JSON."""
 
+import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -50,6 +52,46 @@ class Report:
         frame = pd.DataFrame([_known(row) for row in self.rows], columns=list(Row.__annotations__))
         return frame.astype({"n": "Int64"} | dict.fromkeys(_NUMBERS, "float64"))
 
+    def to_dict(self) -> dict[str, float]:
+        """Return ``metric/scope/before``, ``/after`` and ``/change`` -> value, for any logger.
+
+        Unknown figures are left out, and the scope of whole-set ones. In a scope, what is not a
+        letter, digit, "_", ".", "-" or a space becomes "_", as MLflow wants it; what would then be
+        one name twice gets its number.
+
+        >>> Report((Row("recall", "class:a", 0.5, 1.0, 0.5),)).to_dict()
+        {'recall/class_a/before': 0.5, 'recall/class_a/after': 1.0, 'recall/class_a/change': 0.5}
+        """
+        found: dict[str, float] = {}
+        taken: set[str] = set()
+        for row in self.rows:
+            scope = "" if row.scope == "all" else f"/{_NOT_IN_NAMES.sub('_', row.scope)}"
+            base = f"{row.metric}{scope}"
+            others = (f"{base}_{number}" for number in itertools.count(2))
+            name = next(name for name in itertools.chain([base], others) if name not in taken)
+            taken.add(name)
+            known = _known(row)
+            found |= {f"{name}/{when}": known[when] for when in _WHEN if known[when] is not None}
+        return found
+
+    def log_to(self, writer: Any, step: int | None = None) -> None:
+        """Log `to_dict` as scalars to TensorBoard.
+
+        Args:
+            writer: a ``torch.utils.tensorboard.SummaryWriter``, or what has its `add_scalar`.
+            step: the writer's global step.
+        """
+        for name, value in self.to_dict().items():
+            writer.add_scalar(name, value, step)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: the whole-set figures, and how many more rows there are."""
+        frame = self.to_frame()
+        whole = frame[frame["scope"] == "all"].drop(columns="scope")
+        table = whole.to_html(index=False, na_rep="", float_format="{:.4g}".format, border=0)
+        more = len(frame) - len(whole)
+        return table + (f"<p>{more:,} more rows in to_frame().</p>" if more else "")
+
     def to_csv(self, path: str | Path | None = None) -> str | None:
         """Write UTF-8 CSV of schema 1 to `path`, whole or not at all; without it, return the text.
 
@@ -84,4 +126,6 @@ def _known(row: Row) -> dict[str, Any]:
     }
 
 
+_WHEN = ("before", "after", "change")
+_NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
 _NUMBERS = ("before", "after", "change", "ci_low", "ci_high", "p_value")
