@@ -30,7 +30,8 @@ def adapt(
         model: any model with BatchNorm layers or others that store statistics.
         loader: any iterable of tensors, (tensor, label) pairs or dicts with an image.
         prior: how many samples the source's own statistics count for, N of (N·source + n·target) /
-            (N + n), layer by layer as a sample passes; a few steady a target of a few images.
+            (N + n), layer by layer as the sample passes (at the end with mode "stream"); a few
+            steady a target of a few images.
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
         **options: of `estimate`: mode, samples, tolerance, memory, layers, weight, precision,

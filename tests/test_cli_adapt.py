@@ -518,6 +518,7 @@ def test_options_reach_the_estimate(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "Adapted 2 norm layers" in result.stdout
     assert "Certificate" in result.stdout
+    assert record()["certificate"]["worst"] < 1e-5  # type: ignore[index]
     found = record()
     assert found["layers"]["adapted"] == ["features.1", "features.4"]  # type: ignore[index]
     assert found["arguments"]["memory"] == 2**30  # type: ignore[index]

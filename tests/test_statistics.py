@@ -17,6 +17,7 @@ from adaptkit import (
     OutputError,
     Statistics,
     adapt,
+    certify,
     estimate,
 )
 
@@ -82,6 +83,23 @@ def test_a_prior_holds_before_the_next_layer_sees_the_sample(net: nn.Sequential)
     torch.testing.assert_close(streamed["4.running_mean"], blended["4"].mean.float())
 
 
+def test_a_prior_is_the_sources_in_every_round_of_a_tolerance(net: nn.Sequential) -> None:
+    x = images(600, 3)
+    found = estimate(net, x.split(50), tolerance=0.03, prior=200)
+    assert found.samples == 256  # the second round
+    expected = estimate(net, [x[:256]], samples="all", prior=200)
+    for name in found:
+        torch.testing.assert_close(found[name].mean, expected[name].mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[name].m2, expected[name].m2, rtol=1e-5, atol=1e-3)
+
+
+def test_a_blended_model_sees_what_was_estimated_behind_it(net: nn.Sequential) -> None:
+    x = images(60, 3).split(7)
+    adapted, seen = adapt(net, x, prior=20), estimate(net, x, prior=20)
+    assert certify(adapted, x, statistics=seen).worst < 1e-5
+    assert certify(adapted, x).worst > 0.1  # it stores the blend
+
+
 def test_priors_at_the_ends(net: nn.Sequential) -> None:
     found = estimate(net, [images(8, 3)])
     torch.testing.assert_close(found.blend(net, prior=0)["1"].mean, found["1"].mean)
@@ -89,8 +107,9 @@ def test_priors_at_the_ends(net: nn.Sequential) -> None:
     np.testing.assert_allclose(far.mean, np.zeros(6), atol=1e-9)
     with pytest.raises(EstimationError, match="prior to be 0 or more, got -1"):
         found.blend(net, prior=-1)
-    with pytest.raises(EstimationError, match="prior to be 0 or more, got -1"):
-        estimate(net, [images(8, 3)], prior=-1)
+    for bad in (-1, float("nan"), float("inf"), None, "16"):
+        with pytest.raises(EstimationError, match="prior to be a number of 0 or more, got"):
+            estimate(net, [images(8, 3)], prior=bad)  # type: ignore[arg-type]
 
 
 # Domain packs.

@@ -1,13 +1,13 @@
 """The certificate: an adapted model sees, at every norm layer, the moments that it stores."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, inputs_of, to_device
@@ -43,6 +43,7 @@ def certify(
     loader: Iterable[Any],
     *,
     samples: int | Literal["all"] | None = None,
+    statistics: Mapping[str, Moments] | None = None,
     layers: norms.Select = None,
     device: torch.device | str | None = None,
     precision: Precision = "fp32",
@@ -58,6 +59,8 @@ def certify(
         model: an adapted model; left as it was.
         loader: as for `estimate`.
         samples: as for `estimate`.
+        statistics: what each layer should see instead of what the model stores: of
+            ``estimate(..., prior=N)``, for a model that stores them blended.
         layers: as for `estimate`.
         device: as for `estimate`.
         precision: of the forward pass.
@@ -96,13 +99,23 @@ def certify(
     finally:
         for hook in hooks:
             hook.remove()
-    errors = {name: _errors(norms.read(chosen[name]), found) for name, found in seen.items()}
+    errors = {name: _errors(*_due(chosen[name], name, statistics), x) for name, x in seen.items()}
     return Certificate({k: v[0] for k, v in errors.items()}, {k: v[1] for k, v in errors.items()})
 
 
-def _errors(stored: norms.Stored, seen: Moments) -> tuple[float, float]:
+def _due(
+    layer: nn.Module, name: str, statistics: Mapping[str, Moments] | None
+) -> tuple[Tensor, Tensor]:
+    """Return the mean and variance that a layer should see."""
+    if statistics is not None and name in statistics:
+        return statistics[name].mean, statistics[name].variance()
+    stored = norms.read(layer)
+    return stored.mean, stored.variance
+
+
+def _errors(mean: Tensor, variance: Tensor, seen: Moments) -> tuple[float, float]:
     """Of the channels that vary; one that does not has to have its mean and no variance."""
-    mean, variance = stored.mean.to(seen.mean), stored.variance.to(seen.mean)
+    mean, variance = mean.to(seen.mean), variance.to(seen.mean)
     true = seen.variance()
     varies = true > 0
     in_std = ((mean - seen.mean).abs() / true.sqrt())[varies]

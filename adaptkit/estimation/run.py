@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -231,18 +232,19 @@ class _Engine:
 
     def _lockstep(self, sample: Sample, seen: Probe, prior: float = 0) -> dict[str, Moments]:
         report = self.progress
-        return lockstep(
-            self.model,
-            self.layers,
-            sample.micro_batches(self.rows),
-            self.forward,
-            weight=sample.weights(),
-            share=sample.count / (sample.count + prior),
-            owned=() if self._watched() else seen.owned,
-            # A layer that the probe did not pass may still come for other samples.
-            visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
-            progress=report and (lambda done: report("estimating", done, len(self.layers))),
-        )
+        with norms.restoring(self.model):  # what a prior blends with is the source's in every round
+            return lockstep(
+                self.model,
+                self.layers,
+                sample.micro_batches(self.rows),
+                self.forward,
+                weight=sample.weights(),
+                share=sample.count / (sample.count + prior),
+                owned=() if self._watched() else seen.owned,
+                # A layer that the probe did not pass may still come for other samples.
+                visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
+                progress=report and (lambda done: report("estimating", done, len(self.layers))),
+            )
 
     def _watched(self) -> bool:
         """Whether hooks of the user's might keep an activation, which then must stay as it is."""
@@ -271,8 +273,8 @@ def checked(
         raise EstimationError(
             f"Expected tolerance to be above 0, with mode 'exact', got {tolerance} with {mode!r}"
         )
-    if not prior >= 0:
-        raise EstimationError(f"Expected prior to be 0 or more, got {prior}")
+    if not isinstance(prior, (int, float)) or not 0 <= prior < math.inf:
+        raise EstimationError(f"Expected prior to be a number of 0 or more, got {prior!r}")
     if on_bad not in ("skip", "raise"):
         raise EstimationError(f"Expected on_bad to be 'skip' or 'raise', got {on_bad!r}")
     if samples is None:

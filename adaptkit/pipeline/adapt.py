@@ -120,7 +120,8 @@ def adapt_folder(
         memory: bytes that waiting activations may take.
         precision: of the estimation's forward passes.
         layers: names or globs of the layers to adapt.
-        prior: how many images the source's statistics count for.
+        prior: how many images the source's statistics count for, layer by layer. The report's
+            figures on layers are then of what the model with that blend sees.
         stats_only: write a domain pack (see `Statistics.save`) instead of a checkpoint.
         certify: report how far the adapted model is from seeing what it stores.
         holdout: the share of the images, drawn at random, that are scored but not adapted to; 0
@@ -201,7 +202,12 @@ def adapt_folder(
     if certify and statistics is not None:
         with clock.stage("certify"):
             certificate = certified(
-                adapted, to_adapt, samples=statistics.samples, layers=layers, seed=seed
+                adapted,
+                to_adapt,
+                samples=statistics.samples,
+                statistics=statistics if prior else None,
+                layers=layers,
+                seed=seed,
             )
 
     touched = method == "adabn"
