@@ -10,7 +10,7 @@ from benchmarks import figures, harness, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import named
 from benchmarks.nets import IBN, PLAIN, QUICK_STEPS, STEPS, trained
-from benchmarks.spoiling import CORRUPTIONS, SEVERITIES, corrupt
+from benchmarks.spoiling import SEVERITIES, corrupt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ class Job:
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Adapt to the net's own test images, clean and spoilt, with every method."""
     there = harness.available("digits", "Fashion-MNIST")
-    every = tuple(CORRUPTIONS)
+    every = harness.corruptions()
     corruptions, severities = (every[::4], (3,)) if quick else (every, SEVERITIES)
     seeds, steps, count = (1, QUICK_STEPS, 200) if quick else (3, STEPS, 500)
     jobs = [

@@ -1,9 +1,6 @@
 """Every method on the same weights, images and order; a row for each."""
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,14 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from adaptkit import certify
+from adaptkit import AdaptkitError, certify
 from adaptkit.paired import proportion_change
-from benchmarks import images, methods, precise_bn
+from benchmarks import images, methods, precise_bn, spoiling
 from benchmarks.fresh import measured
 from benchmarks.images import Images
 from benchmarks.machine import described, device
 from benchmarks.methods import Batches, Method, Outcome
 from benchmarks.nets import Source
+from benchmarks.pool import run_on_cores, say
 
 BATCH = 64
 Row = dict[str, Any]
@@ -79,13 +77,13 @@ def rows(
         to_adapt = _batches(source, target.to_adapt, target.batch)
     before = _correct(methods.none(source, to_adapt, to_score), target.y)
     found: list[Row] = []
-    for name, method in (chosen or methods.installed()).items():
+    for name, method in (methods.installed() if chosen is None else chosen).items():
         row: Row = {"case": target.case, "method": name, **target.about}
         row |= {"before": float(before.mean()), "samples": len(target.x)}
         try:
             outcome, cost = _measured(method, source, to_adapt, to_score)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            found.append(row | {"failed": str(error).splitlines()[0]})
+        except (RuntimeError, ValueError, AssertionError, AdaptkitError) as error:
+            found.append(row | {"failed": str(error).partition("\n")[0] or type(error).__name__})
             continue
         after = _correct(outcome, target.y)
         change = proportion_change(before, after)
@@ -137,45 +135,41 @@ def available(*names: str) -> list[str]:
     return there
 
 
+def corruptions() -> tuple[str, ...]:
+    """Return the corruptions that can be made here; say which cannot."""
+    there = spoiling.installed()
+    missing = [name for name in spoiling.CORRUPTIONS if name not in there]
+    if missing:
+        click.echo(f"skipped {', '.join(missing)}: {spoiling.HINT}", err=True)
+    return there
+
+
 def run_all(jobs: Sequence[Job], one: Callable[[Job], list[Row]]) -> pd.DataFrame:
-    """Run jobs, as many at once as there are cores, each on one thread; rows in the jobs' order.
+    """Run jobs on all cores, or on a GPU one after the other; return the rows in the jobs' order.
 
-    On a GPU, one after the other in this process.
+    Raises:
+        MissingDataError: there is no job, as the images for it are missing.
     """
-    found: dict[int, list[Row]] = {}
+    if not jobs:
+        raise images.MissingDataError("nothing to run: all images for this are missing")
+    found: dict[Job, list[Row]] = {}
     if device().type == "cuda":
-        for number, job in enumerate(jobs):
-            found[number] = one(job)
-            _say(number + 1, len(jobs), job)
-        return _frame(found, len(jobs))
-    # spawn: a forked child would hang on torch's threads.
-    with ProcessPoolExecutor(
-        os.cpu_count(),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as pool:
-        running = {pool.submit(one, job): number for number, job in enumerate(jobs)}
-        for count, done in enumerate(as_completed(running), 1):
-            found[running[done]] = done.result()
-            _say(count, len(jobs), jobs[running[done]])
-    return _frame(found, len(jobs)).assign(threads="1")
-
-
-def _say(count: int, total: int, job: object) -> None:
-    facts = {name: value for name, value in vars(job).items() if isinstance(value, (str, int))}
-    click.echo(f"{count}/{total} {', '.join(f'{k} {v}' for k, v in facts.items())}", err=True)
+        for count, job in enumerate(jobs, 1):
+            found[job] = one(job)
+            say(count, len(jobs), job)
+        return _frame([found[job] for job in jobs])
+    found.update(run_on_cores(jobs, one))
+    return _frame([found[job] for job in jobs]).assign(threads="1")
 
 
 _FIRST = ("case", "method", "seed", "architecture")
 _LAST = ("before", "after", "change", "ci_low", "ci_high", "samples", "seconds", "peak MiB")
 
 
-def _frame(found: dict[int, list[Row]], count: int) -> pd.DataFrame:
-    """Return the rows in the jobs' order: what a run is, then what it gave, then the machine."""
-    every: Iterable[Row] = (row for number in range(count) for row in found[number])
-    frame = pd.DataFrame(every)
+def _frame(found: Sequence[list[Row]]) -> pd.DataFrame:
+    """Return all rows: what a run is, then what it gave, then the machine."""
+    frame = pd.DataFrame([row for rows in found for row in rows])
     frame["failed"] = frame.get("failed", None)
     factors = [c for c in frame.columns if c not in (*_FIRST, *_LAST, "failed")]
-    frame = frame[[*_FIRST, *factors, *_LAST, "failed"]].round(6)
+    frame = frame[[*_FIRST, *factors, *_LAST, "failed"]]
     return frame.assign(**described())

@@ -13,7 +13,7 @@ from benchmarks import figures, harness, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import CLASSES, named
 from benchmarks.nets import IBN, PLAIN, QUICK_STEPS, STEPS, trained
-from benchmarks.spoiling import CORRUPTIONS, corrupt
+from benchmarks.spoiling import corrupt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,10 +39,10 @@ class Job:
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cross six mixes of classes with clean images and sixteen corruptions of severity 3."""
     there = harness.available("MNIST", "Fashion-MNIST")
-    every = tuple(CORRUPTIONS)
+    every = harness.corruptions()
     if not there:
         there = ["digits"]
-    seeds, steps, count = (1, QUICK_STEPS, 60) if quick else (3, STEPS, 200)
+    seeds, steps, count = (1, QUICK_STEPS, 60) if quick else (3, STEPS, 192)
     jobs = [
         Job(images, architecture, seed, steps, count, every[:1] if quick else every)
         for seed in range(seeds)

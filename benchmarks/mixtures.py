@@ -94,6 +94,9 @@ def mix(x: Tensor, domains: tuple[tuple[str, int], ...]) -> tuple[Tensor, Tensor
 
 def _together(parts: list[Row]) -> Row:
     """One row of the domains' rows; the interval is of the sum, the parts being independent."""
+    failed = [part for part in parts if "failed" in part]
+    if failed:
+        return {**failed[0], "method": APART}
     samples = sum(part["samples"] for part in parts)
     shares = [part["samples"] / samples for part in parts]
 

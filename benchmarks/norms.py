@@ -6,10 +6,7 @@ cannot change their training (tests/test_benchmark_norms.py holds that): theirs 
 64", as the column `trained_as` says.
 """
 
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +25,7 @@ from benchmarks.norm_data import CORRUPTIONS, images
 from benchmarks.norm_net import Placement, ResidualNet, placements
 from benchmarks.norm_tables import summary
 from benchmarks.norm_training import BATCH, CONDITIONS, train
+from benchmarks.pool import run_on_cores
 
 WHOLE = "batch 64"  # the condition in which Jacobians are taken, too
 _AT_A_TIME = 250  # images, in evaluation
@@ -53,22 +51,8 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         click.echo(hint, err=True)
     jobs = _jobs(steps=12, test=250, jacobian=1, seeds=1) if quick else _jobs(500, 2000, 2, 3)
     rows: list[dict[str, object]] = []
-    # spawn: a forked child would hang on torch's threads.
-    with ProcessPoolExecutor(
-        os.cpu_count(),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as pool:
-        running = {pool.submit(one, job): job for job in jobs}
-        for number, done in enumerate(as_completed(running), 1):
-            job, found = running[done], done.result()
-            rows += _reported(job, found)
-            click.echo(
-                f"{number}/{len(jobs)} {job.norm}, {job.condition}, seed {job.seed}: clean "
-                f"{100 * found[0]['before']:.1f}%, {found[0]['seconds']} s",
-                err=True,
-            )
+    for job, found in run_on_cores(jobs, one):
+        rows += _reported(job, found)
     about = {"dataset": data.name, "method": EXACT, "architecture": "residual net"}
     machine = described() | {"threads": "1", "device": "cpu"}
     frame = _sorted(pd.DataFrame(rows)).assign(**about, **machine)

@@ -6,37 +6,48 @@ are ours: those of ImageNet-C (Hendrycks & Dietterich 2019, arXiv 1903.12261) ar
 
 import io
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from PIL import Image
-from skimage.util import random_noise
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 SEVERITIES = (1, 2, 3, 4, 5)
+_OF_SKIMAGE = ("impulse noise", "speckle noise")
+HINT = 'scikit-image is missing: pip install -e ".[bench]"'
 _BILINEAR = v2.InterpolationMode.BILINEAR
 
 
-def corrupt(x: Tensor, name: str, severity: int) -> Tensor:
+def installed() -> tuple[str, ...]:
+    """Return the names of corruptions whose packages are there."""
+    there = find_spec("skimage") is not None
+    return tuple(name for name in CORRUPTIONS if there or name not in _OF_SKIMAGE)
+
+
+def corrupt(x: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     """Return images spoilt, the same in every call; severity 0 leaves them as they are.
 
     Args:
         x: shape (N, 1, H, W), of 0 to 1, float32.
         name: of `CORRUPTIONS`.
         severity: 0 to 5.
+        seed: of what is random in it.
     """
     if severity == 0:
         return x
     apply, strengths = CORRUPTIONS[name]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return apply(x, strengths[severity - 1]).clamp(0, 1)
 
 
 def _skimage_noise(x: Tensor, mode: str, **how: float) -> Tensor:
-    rng = np.random.default_rng(0)
+    from skimage.util import random_noise
+
+    rng = np.random.default_rng(torch.initial_seed())
     return torch.from_numpy(random_noise(x.numpy(), mode, rng=rng, **how)).float()
 
 

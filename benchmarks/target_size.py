@@ -75,7 +75,7 @@ def one(job: Job) -> list[Row]:
     x, y = every.first(job.scored)
     found = []
     for name, severity in job.targets:
-        spoilt, scored = corrupt(pool, name, severity), corrupt(x, name, severity)
+        spoilt, scored = corrupt(pool, name, severity, seed=1), corrupt(x, name, severity)
         whole = _estimated(source, spoilt)
         for size in [n for n in job.sizes if n <= len(pool)]:
             about = {"images": job.images, "corruption": name, "size": size}
@@ -95,7 +95,7 @@ def _first(images: Images, count: int) -> Images:
 
 def _estimated(source: Source, x: Tensor) -> Statistics:
     batches = source.images.standardised(x).to(device()).split(harness.BATCH)
-    return estimate(source.model, batches, samples="all")
+    return estimate(source.model, batches, samples="all", memory=methods.MEMORY)
 
 
 def distance(part: Statistics, whole: Statistics) -> float:

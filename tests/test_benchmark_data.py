@@ -65,10 +65,17 @@ def test_a_missing_peer_is_skipped_with_a_hint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.precise_bn.find_spec", lambda _: None)
+    monkeypatch.setattr("benchmarks.spoiling.find_spec", lambda _: None)
     assert harness.available("digits") == ["digits"]
-    assert 'skipped fvcore PreciseBN: fvcore is missing: pip install -e ".[bench]"' in (
-        capsys.readouterr().err
-    )
+    assert len(harness.corruptions()) == len(CORRUPTIONS) - 2
+    said = capsys.readouterr().err
+    assert 'skipped fvcore PreciseBN: fvcore is missing: pip install -e ".[bench]"' in said
+    assert "skipped impulse noise, speckle noise: scikit-image is missing" in said
+
+
+def test_without_any_images_there_is_one_line() -> None:
+    with pytest.raises(MissingDataError, match="nothing to run"):
+        harness.run_all([], lambda _: [])
 
 
 def test_digits() -> None:
@@ -113,6 +120,9 @@ def test_corruptions_grow_and_are_the_same_each_time() -> None:
         assert distances == sorted(distances), name
         assert distances[0] > 0.001, name
         assert distances[-1] > 1.5 * distances[0], name
+        other = corrupt(x, name, 2, seed=1)
+        drawn = name.endswith("noise") or name in ("fog", "elastic")
+        assert torch.equal(corrupt(x, name, 2), other) != drawn, name
     torch.testing.assert_close(x, kept, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)
 
