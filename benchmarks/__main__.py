@@ -2,14 +2,15 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import pandas as pd
 
-from adaptkit import AdaptkitError
+from adaptkit import DependencyError
 from benchmarks import (
     corruptions,
     cost,
@@ -26,6 +27,7 @@ from benchmarks import (
     throughput,
     transfer,
 )
+from benchmarks.images import MissingDataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,28 +71,44 @@ ALL = "all"
 )
 def main(name: str, quick: bool, out: Path) -> None:
     """Run a benchmark, print its table, and write its rows as CSV and a figure of them."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for each in BENCHMARKS if name == ALL else [name]:
-            if name == ALL:
-                click.echo(f"\n{each}\n")
-            _run(each, quick, out)
-    except OSError as error:
-        raise click.ClickException(f"cannot write to {out}: {error.strerror}") from None
-    except AdaptkitError as error:
-        raise click.ClickException(str(error)) from None
+    for each in BENCHMARKS if name == ALL else [name]:
+        if name == ALL:
+            click.echo(f"\n{each}\n")
+        _run(each, quick, out)
 
 
 def _run(name: str, quick: bool, out: Path) -> None:
     benchmark = BENCHMARKS[name]
-    frame, summary = benchmark.run(quick)
     path = out / f"{name}.csv"
     command = shlex.join(["python", "-m", "benchmarks", name, *(["--quick"] if quick else [])])
-    frame.assign(command=command).to_csv(path, index=False, lineterminator="\n")
-    click.echo(summary.to_string(index=False))
-    click.echo(f"\nWrote {path}")
-    benchmark.figure(frame).savefig(path.with_suffix(".png"), dpi=100)
-    click.echo(f"Wrote {path.with_suffix('.png')}")
+    with _written_to(out):  # before hours of work, not after
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        frame, summary = benchmark.run(quick)
+    except MissingDataError as error:
+        click.echo(f"skipped {name}: {error}", err=True)
+        return
+    try:
+        drawn = benchmark.figure(frame)
+    except DependencyError as error:
+        click.echo(f"no figure of {name}: {error}", err=True)
+        drawn = None
+    with _written_to(out):
+        rows = frame.assign(command=command)
+        rows.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+        click.echo(summary.to_string(index=False))
+        click.echo(f"\nWrote {path}")
+        if drawn is not None:
+            drawn.savefig(path.with_suffix(".png"), dpi=100)
+            click.echo(f"Wrote {path.with_suffix('.png')}")
+
+
+@contextmanager
+def _written_to(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {out}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

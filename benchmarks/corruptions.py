@@ -69,7 +69,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     spoilt = _nets(frame[frame["corruption"] != CLEAN])
     clean = frame[frame["corruption"] == CLEAN].groupby("method")["after"].mean()
     table = tabulated.means(spoilt, rows="method", across="net")
-    table.insert(1, CLEAN, (100 * table["method"].map(clean)).round(1))
+    table.insert(1, "clean, all nets", (100 * table["method"].map(clean)).round(1))
     return table
 
 
@@ -78,8 +78,7 @@ def by_severity(frame: pd.DataFrame) -> pd.DataFrame:
     spoilt = frame[frame["corruption"] != CLEAN]
     table = tabulated.means(spoilt, rows="method", across="severity")
     table.columns = ["method", *(f"severity {c}" for c in table.columns[1:])]
-    harm = tabulated.verdicts(frame)[["method", "harm, % of targets", "worst change, points"]]
-    return table.merge(harm, on="method")
+    return tabulated.harm(table, spoilt)
 
 
 def by_corruption(frame: pd.DataFrame) -> pd.DataFrame:

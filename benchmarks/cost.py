@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from adaptkit import estimate
 from adaptkit.diagnostics.plotting import new_figure
 from benchmarks import machine, precise_bn
+from benchmarks.figures import style
 from benchmarks.fresh import in_fresh_process, measured
 from benchmarks.norm_net import ResidualNet, placements
 
@@ -40,9 +41,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "adaptkit exact, tolerance 5%": {"tolerance": 0.05},
     "adaptkit stream, all": {"mode": "stream", "samples": "all"},
 }
-# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow.
-_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#000000")
-_STYLES = dict(zip(METHODS, zip(_COLOURS, "osDv^Px", strict=True), strict=True))
 
 
 class Images(Dataset[Tensor]):
@@ -74,7 +72,7 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     Three rounds, but one of the sizes that take minutes.
     """
     rounds = {500: 1, 2_000: 1} if quick else {1_000: 3, 10_000: 3, 100_000: 1, 1_000_000: 1}
-    methods = _methods()
+    methods = precise_bn.those_installed(METHODS)
     rows = []
     for images, times in rounds.items():
         for number in range(1, times + 1):
@@ -87,14 +85,6 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     frame.insert(1, "architecture", "residual net, BN")
     frame = frame.assign(**machine.described())
     return frame, summary(frame)
-
-
-def _methods() -> tuple[str, ...]:
-    """Return the methods that can run here, and say what the others need."""
-    if precise_bn.installed():
-        return METHODS
-    click.echo(f"skipped fvcore PreciseBN: {precise_bn.HINT}", err=True)
-    return tuple(method for method in METHODS if not method.startswith("fvcore"))
 
 
 def one(method: str, images: int) -> dict[str, float]:
@@ -185,8 +175,8 @@ def figure(frame: pd.DataFrame) -> "Figure":
     axes = drawn.subplots()
     table = _medians(frame)
     for method, seconds in table.iterrows():
-        colour, marker = _STYLES[str(method)]
-        axes.plot(table.columns, seconds, color=colour, marker=marker, label=str(method))
+        look = style(METHODS.index(str(method)))  # the same without fvcore
+        axes.plot(table.columns, seconds, label=str(method), **look)
     axes.set(xscale="log", yscale="log", xlabel="images in the target", ylabel="time, s (median)")
     axes.set_xticks(list(table.columns), [f"{size:,}" for size in table.columns])
     axes.set_xticks([], minor=True)

@@ -70,7 +70,10 @@ def fashion() -> Images:
 
 def _idx(name: str) -> Tensor:
     """Read an IDX file of bytes: two zeros, a type, the number of dimensions, their sizes, data."""
-    data = gzip.decompress((FASHION / f"{name}.gz").read_bytes())
+    try:
+        data = gzip.decompress((FASHION / f"{name}.gz").read_bytes())
+    except (OSError, EOFError) as error:
+        raise MissingDataError(f"cannot read {FASHION}/{name}.gz: {error}") from None
     dimensions = data[3]
     shape = np.frombuffer(data, ">i4", count=dimensions, offset=4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)

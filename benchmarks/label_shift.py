@@ -89,8 +89,7 @@ def drawn(labels: Tensor, mix: str, count: int, seed: int) -> Tensor:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return accuracies, a row a method, a column a mix; with harm and the worst change."""
     table = tabulated.means(frame, rows="method", across="classes")
-    harm = tabulated.verdicts(frame)[["method", "harm, % of targets", "worst change, points"]]
-    return table.merge(harm, on="method")
+    return tabulated.harm(table, frame)
 
 
 def on_clean(frame: pd.DataFrame) -> pd.DataFrame:

@@ -88,7 +88,7 @@ def stream(name: str, count: int) -> dict[str, float]:
 def metric(_: str, count: int) -> dict[str, float]:
     """Two samples of `count` rows of 2,048 features."""
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(count, 2048, generator=generator) for _ in range(2))
+    x, y = (torch.randn(count, 2048, generator=generator).to(device()) for _ in range(2))
     mmd2(x[:100], y[:100])
     found = measured(lambda: mmd2(x, y))
     return {"samples": count, **found}

@@ -35,7 +35,7 @@ class Source:
 
 
 def trained(architecture: str, images: Images, seed: int, steps: int) -> Source:
-    """Train a net from `seed`, on the CPU so that every machine has the same; then move it."""
+    """Train a net from `seed` on the CPU, as the pool does on every machine; then move it."""
     torch.manual_seed(seed)
     model = ARCHITECTURES[architecture]()
     train(model, images, Condition(), steps, seed)

@@ -62,7 +62,7 @@ def one(method: str, images: int) -> dict[str, float]:
     batches = list(torch.randn(images, 3, 224, 224).to(device()).split(BATCH))
     what, how = method.split(", ")
     gpu = device().type == "cuda"
-    activities = [ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     if what == "forward":
         batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
     bf16 = torch.autocast(device().type, dtype=torch.bfloat16, enabled=how == "bf16")
@@ -76,6 +76,8 @@ def one(method: str, images: int) -> dict[str, float]:
                 estimate(model, batches, samples="all")
     parts: Counter[str] = Counter()
     for event in profiled.key_averages():
+        if gpu and "CPU" not in str(event.device_type):
+            continue  # a kernel: its time is the operation's that launched it
         part = next((part for key, part in _PARTS.items() if key in event.key), REST)
         spent = event.self_device_time_total if gpu else event.self_cpu_time_total
         parts[part] += spent / 1e6

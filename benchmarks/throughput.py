@@ -5,7 +5,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -55,8 +55,9 @@ def run_warm(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _run(WARM, quick)
 
 
-def _run(methods: tuple[str, ...], quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _run(methods: Sequence[str], quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     images, rounds = (32, 1) if quick else (256, 5)
+    methods = precise_bn.those_installed(methods)
     rows = []
     for number in range(1, rounds + 1):
         for method in methods:

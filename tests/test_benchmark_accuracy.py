@@ -13,11 +13,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from adaptkit import DependencyError
 from benchmarks import __main__ as program
 from benchmarks import corruptions, exactness, harness, label_shift, mixtures, target_size, transfer
+from benchmarks.images import MissingDataError
 from benchmarks.methods import EXACT, NONE, UPDATE_BN
 from benchmarks.nets import PLAIN, SMALL
-from benchmarks.tabulated import means, seed_by_seed, spreads, verdicts, without_gain
+from benchmarks.tabulated import harm, means, seed_by_seed, spreads, verdicts, without_gain
 
 JOBS: list[tuple[ModuleType, Any, dict[str, set[Any]]]] = [
     (
@@ -141,7 +143,11 @@ def test_tables_of_hand_made_rows() -> None:
     assert seeds["each seed, points"].tolist() == ["+10.0, +20.0", "-4.0, -3.0", "+1.0, -1.0"]
     lost = without_gain(frame, rows=["net"], of="case").iloc[0]
     assert lost["no gain"] == "2 of 3"
-    assert lost["which, points"] == "b -3.5*, c +0.0"  # ± 2/√2 points
+    assert lost["which, points"] == "b -3.5, c +0.0"  # by t of two seeds, ± 6.4 points
+    sure = without_gain(rows(a=[-4.0, -3.9, -4.1]), rows=["net"], of="case").iloc[0]
+    assert sure["which, points"] == "a -4.0*"
+    wide = rows(a=[-4.0, -3.9, -4.1]).assign(ci_low=-0.1, ci_high=0.02)
+    assert without_gain(wide, rows=["net"], of="case").iloc[0]["which, points"] == "a -4.0"
 
 
 def test_failed_runs_are_counted_and_left_out() -> None:
@@ -149,6 +155,12 @@ def test_failed_runs_are_counted_and_left_out() -> None:
     frame.loc[(frame["method"] == EXACT) & (frame["seed"] == 1), ["after", "change"]] = np.nan
     verdict = verdicts(frame).set_index("method").loc[EXACT]
     assert (verdict["accuracy, %"], verdict["targets"], verdict["failed"]) == (60, 1, 1)
+    table = means(frame, rows="method", across="case")
+    assert table["method"].tolist() == [NONE, EXACT]
+    assert table["a"].isna().tolist() == [False, True]
+    assert spreads(frame, across="case")["a"].tolist()[1] == "failed"
+    assert harm(table, frame)["failed"].tolist() == [0, 1]
+    assert "failed" not in harm(table, rows(a=[10, 20]))
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +175,20 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(frame: pd.DataFrame) -> Any:
         return transfer.figure(frame.rename(columns={"net": "architecture"}))
 
+    def refuses(*_: Any) -> Any:
+        raise MissingDataError("apt-get install")
+
+    def cannot_draw(_: pd.DataFrame) -> Any:
+        raise DependencyError("pip install matplotlib")
+
     fake = {name: program.Benchmark(ran, drawn) for name in ("one", "two")}
+    added = {
+        "no images": program.Benchmark(refuses, drawn),
+        "no plots": program.Benchmark(ran, cannot_draw),
+    }
     monkeypatch.setattr(program, "BENCHMARKS", fake)
     runner = CliRunner()
-    monkeypatch.setattr(program.main.params[0], "type", click.Choice(["one", "two", "all"]))
+    monkeypatch.setattr(program.main.params[0], "type", click.Choice([*fake, *added, "all"]))
     result = runner.invoke(program.main, ["all", "--quick", "--out", str(tmp_path / "new")])
     assert result.exit_code == 0, result.output
     assert seen == [True, True]
@@ -174,19 +196,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         frame = pd.read_csv(tmp_path / "new" / f"{name}.csv")
         assert set(frame["command"]) == {f"python -m benchmarks {name} --quick"}
         assert (tmp_path / "new" / f"{name}.png").stat().st_size > 1000
+    monkeypatch.setattr(program, "BENCHMARKS", fake | added)
     wrong = runner.invoke(program.main, ["three"])
     assert wrong.exit_code == 2
     assert "'three' is not one of" in wrong.output
     (tmp_path / "file").write_text("")
+    missing = [runner.invoke(program.main, [name, "--out", str(tmp_path)]) for name in added]
+    assert "skipped no images: apt-get" in missing[0].output
+    assert "no figure of no plots: pip install" in missing[1].output
+    assert [result.exit_code for result in missing] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new", "no plots.csv"]
     taken = runner.invoke(program.main, ["one", "--out", str(tmp_path / "file" / "below")])
     assert taken.exit_code == 1
     assert "cannot write to" in taken.output
-
-
-def test_every_benchmark_is_there_and_draws() -> None:
-    for benchmark in program.BENCHMARKS.values():
-        assert callable(benchmark.run)
-        assert callable(benchmark.figure)
 
 
 @dataclass(frozen=True)
