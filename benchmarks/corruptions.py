@@ -9,6 +9,7 @@ from adaptkit.diagnostics.plotting import new_figure
 from benchmarks import figures, harness, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import named
+from benchmarks.methods import EXACT
 from benchmarks.nets import IBN, PLAIN, QUICK_STEPS, STEPS, trained
 from benchmarks.spoiling import SEVERITIES, corrupt
 
@@ -83,7 +84,8 @@ def by_severity(frame: pd.DataFrame) -> pd.DataFrame:
 
 def by_corruption(frame: pd.DataFrame) -> pd.DataFrame:
     """Return before → after exact statistics, a row a corruption, mean over severities."""
-    part = _nets(frame).query("method == @EXACT")
+    every = _nets(frame)
+    part = every[every["method"] == EXACT]
     found = []
     for name, rows in part.groupby("corruption", sort=False):
         row: dict[str, object] = {"corruption": name}

@@ -20,7 +20,7 @@ def style(number: int) -> dict[str, Any]:
     again = number // len(COLOURS)
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
+        "marker": MARKERS[(number + again) % len(MARKERS)],
         "linestyle": ("-", "--", ":")[again % 3],
     }
 

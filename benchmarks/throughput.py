@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 BATCH = 16
 METHODS = (
     "torch update_bn",
+    "torch update_bn, channels-last",
     "fvcore PreciseBN",
+    "fvcore PreciseBN, channels-last",
     "eval forward, fp32",
     "eval forward, fp32, channels-last",
     "eval forward, bf16, channels-last",
@@ -89,7 +91,7 @@ def one(method: str, images: int) -> dict[str, float]:
 def _work(method: str, model: torch.nn.Module, batches: list[torch.Tensor]) -> Callable[[], object]:
     if method.startswith("torch update_bn"):
         return lambda: update_bn(batches, model)
-    if method == "fvcore PreciseBN":
+    if method.startswith("fvcore PreciseBN"):
         update_bn_stats = precise_bn.update_bn_stats()
         model.train()
         return lambda: update_bn_stats(model, batches, len(batches))

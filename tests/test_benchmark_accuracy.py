@@ -19,6 +19,7 @@ from benchmarks import corruptions, exactness, harness, label_shift, mixtures, t
 from benchmarks.images import MissingDataError
 from benchmarks.methods import EXACT, NONE, UPDATE_BN
 from benchmarks.nets import PLAIN, SMALL
+from benchmarks.tables import TABLES
 from benchmarks.tabulated import harm, means, seed_by_seed, spreads, verdicts, without_gain
 
 JOBS: list[tuple[ModuleType, Any, dict[str, set[Any]]]] = [
@@ -55,6 +56,16 @@ JOBS: list[tuple[ModuleType, Any, dict[str, set[Any]]]] = [
 ]
 
 
+NAMES = {
+    transfer: "transfer",
+    corruptions: "corruptions",
+    label_shift: "label-shift",
+    mixtures: "mixtures",
+    exactness: "exactness",
+    target_size: "target-size",
+}
+
+
 @cache
 def run(benchmark: ModuleType, job: Any) -> pd.DataFrame:
     return pd.DataFrame(benchmark.one(job)).assign(failed=None)
@@ -74,6 +85,14 @@ def test_a_benchmark(benchmark: ModuleType, job: Any, expected: dict[str, set[An
     none = frame[frame["method"] == NONE]
     assert (none["before"] == none["after"]).all()
     assert len(none) == len(frame) / frame["method"].nunique() or benchmark is mixtures
+    elsewhere = [name for name in TABLES if "digits-to-" in name or "-to-digits" in name]
+    tables = [
+        make(frame)
+        for name, (file, make) in TABLES.items()
+        if file == NAMES[benchmark] and name not in elsewhere
+    ]
+    assert len(tables) > 1
+    assert all(table.shape[1] > 1 for table in tables)
     table = benchmark.summary(frame)
     assert table["method"].tolist() == frame["method"].unique().tolist()
     drawn = benchmark.figure(frame)
