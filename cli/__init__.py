@@ -14,6 +14,7 @@ from .adapt import adapt
 from .apply import apply
 from .demo import demo
 from .inspect import inspect
+from .report import report
 from .shift import shift
 
 INTERRUPTED = 130
@@ -85,4 +86,5 @@ main.add_command(adapt)
 main.add_command(apply)
 main.add_command(demo)
 main.add_command(inspect)
+main.add_command(report)
 main.add_command(shift)

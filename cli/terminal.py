@@ -20,6 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from adaptkit.demo import Demo
     from adaptkit.pipeline import Inspection, Run, ShiftRun
     from adaptkit.pipeline.inspect import NormLayer
@@ -116,6 +118,41 @@ def print_run(run: "Run") -> None:
     out.print(verdict(run.report))
     _print_skipped(out, run.skipped)
     _print_written(out, run.written)
+
+
+def print_runs(found: "pd.DataFrame") -> None:
+    """Print a row a run: accuracy before and after, and the entropy, which needs no labels."""
+    from adaptkit.pipeline.runs import answer, in_text, readable
+    from adaptkit.report.cells import written
+
+    shown = in_text(readable(found))
+    labelled = "accuracy before, %" in shown
+    titles = {"run": "run", **(_LABELLED_RUNS if labelled else _UNLABELLED_RUNS)}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in titles.values():
+        name = title == "run"
+        table.add_column(
+            title,
+            justify="left" if name else "right",
+            no_wrap=not name,
+            overflow="fold",
+            min_width=20 if name else None,
+        )
+    for row in shown.to_dict("records"):
+        table.add_row(*(written(row.get(name)) for name in titles))
+    out = console()
+    out.print(table)
+    out.print(f"\n{answer(found)}")
+
+
+_LABELLED_RUNS = {
+    "accuracy before, %": "before, %",
+    "after, %": "after, %",
+    "change, points": "change",
+    "95% interval": "95% interval",
+    "p": "p",
+}
+_UNLABELLED_RUNS = {"entropy before, nats": "entropy before, nats", "after, nats": "after, nats"}
 
 
 def print_shift(run: "ShiftRun") -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -500,6 +501,17 @@ def test_the_same_weights_in_another_container_take_the_pack(here: Path) -> None
     save_checkpoint("source.safetensors", source.model, like=source)
     line = ["apply", "--source", "source.safetensors", "--stats", "source-statistics.safetensors"]
     assert CliRunner().invoke(main, [*line, "--out", "x.safetensors"]).exit_code == 0
+
+
+def test_names_are_no_formulas_in_the_csv(here: Path) -> None:
+    Path("target/cat").rename("target/=1+1")
+    Path("names.txt").write_text("=1+1\ndog\nemu\n")
+    result = adapt("--classes", "names.txt", "--out", "named-adapted.pt")
+    assert result.exit_code == 0, result.output
+    for path in ("named-adapted.csv", "named-adapted-confusion.csv"):
+        text = Path(path).read_text(encoding="utf-8")
+        assert "=1+1" in text
+        assert not re.search(r"(^|,)[\"]?=", text, re.MULTILINE)
 
 
 def test_json_stands_alone_on_stdout(here: Path) -> None:

@@ -4,6 +4,7 @@ from adaptkit.pipeline.adapt import Run, adapt_folder
 from adaptkit.pipeline.apply import apply_statistics
 from adaptkit.pipeline.common import Outputs
 from adaptkit.pipeline.inspect import Inspection, inspect_checkpoint
+from adaptkit.pipeline.runs import as_text, compare_reports
 from adaptkit.pipeline.shift import ShiftRun, shift_folders
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "ShiftRun",
     "adapt_folder",
     "apply_statistics",
+    "as_text",
+    "compare_reports",
     "inspect_checkpoint",
     "shift_folders",
 ]

@@ -51,6 +51,7 @@ from adaptkit.pipeline.scoring import Scores, of_classes, reported, score
 from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels, some_readable
 from adaptkit.quality import confusion
 from adaptkit.report import Report, Row, verdict
+from adaptkit.report.cells import csv
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def adapt_folder(
     if first and second and first.labels is not None:
         names = dict(enumerate(loader.listing.classes or checkpoint.classes or ()))
         table = confusion(first, second, names)
-        files[outputs.confusion] = table.to_csv(index=False, lineterminator="\n").encode()
+        files[outputs.confusion] = csv(table).encode()
     write_files(files)
     return Run(
         report=found,

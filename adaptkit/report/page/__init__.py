@@ -1,0 +1,5 @@
+"""One self-contained HTML page: no request to anywhere, and every name in it is shown as text."""
+
+from adaptkit.report.page.page import Page, Section, render
+
+__all__ = ["Page", "Section", "render"]
