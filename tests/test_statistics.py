@@ -217,6 +217,24 @@ def test_one_batch_is_the_blend(net: nn.Sequential) -> None:
     torch.testing.assert_close(OnlineAdapter(net, prior=5)(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_image_counts_once_however_often_it_passes_a_layer() -> None:
+    torch.manual_seed(0)
+    norm, x = nn.BatchNorm2d(3), images(16, 2)
+    shared = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(3, 3, 1), norm, nn.ReLU(), norm).eval()
+    adapter = OnlineAdapter(shared, prior=5)
+    expected = adapt(shared, [x], prior=5)
+    adapter(x)
+    (moments,) = estimate(shared, [x], prior=5).values()
+    stored = expected.state_dict()["0.running_mean"]
+    torch.testing.assert_close(stored, (16 / 21 * moments.mean).float())
+    found = adapter._stream["0"]
+    torch.testing.assert_close(found.mean, moments.mean, rtol=1e-5, atol=1e-6)
+    assert (adapter.samples, adapter.state_dict()["visits"]) == (16, {"0": 3})
+    again = OnlineAdapter(shared, prior=5)
+    again.load_state_dict(adapter.state_dict())
+    torch.testing.assert_close(again(x), adapter(x))
+
+
 def test_the_stream_is_pooled_not_averaged(net: nn.Sequential) -> None:
     """At the first layer, any cut of the stream gives the moments of all of it."""
     x = images(30, 2)

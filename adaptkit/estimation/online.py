@@ -1,5 +1,6 @@
 """Adapting to a stream, batch by batch or image by image: in goes an input, out come logits."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -67,6 +68,7 @@ class OnlineAdapter:
         self._source = {name: norms.read(layer) for name, layer in self._layers.items()}
         self._forward = forward or call
         self._stream: dict[str, Moments] = {}
+        self._visits: dict[str, int] = {}  # of one forward, to layers that it passes several times
         self._batch = self.samples = 0
         self.effective_samples = 0.0
 
@@ -77,9 +79,12 @@ class OnlineAdapter:
             EstimationError: the batch makes a layer's input infinite or NaN; nothing has moved.
         """
         seen: dict[str, Moments] = {}
+        visits: Counter[str] = Counter()
         self._batch = 0  # the samples in this batch, as the layers see them
         hooks = [
-            layer.register_forward_pre_hook(partial(self._arrive, seen, name), with_kwargs=True)
+            layer.register_forward_pre_hook(
+                partial(self._arrive, seen, visits, name), with_kwargs=True
+            )
             for name, layer in self._layers.items()
         ]
         try:
@@ -89,6 +94,7 @@ class OnlineAdapter:
             for hook in hooks:
                 hook.remove()
         self._stream |= seen
+        self._visits |= visits
         kept = self._kept(self._batch)
         self.effective_samples = self.effective_samples * kept + self._batch
         self.samples += self._batch
@@ -104,6 +110,7 @@ class OnlineAdapter:
         return {
             "samples": self.samples,
             "effective_samples": self.effective_samples,
+            "visits": dict(self._visits),
             "stream": {
                 name: {f.name: getattr(moments, f.name) for f in fields(moments)}
                 for name, moments in self._stream.items()
@@ -120,12 +127,14 @@ class OnlineAdapter:
         if unknown:
             raise EstimationError(f"the model has no norm layer '{unknown[0]}' to resume")
         self._stream = {name: Moments(**values) for name, values in state["stream"].items()}
+        self._visits = dict(state.get("visits", {}))
         self.samples = state["samples"]
         self.effective_samples = state["effective_samples"]
 
     def _arrive(
         self,
         seen: dict[str, Moments],
+        visits: Counter[str],
         name: str,
         layer: nn.Module,
         args: tuple[Any, ...],
@@ -143,8 +152,11 @@ class OnlineAdapter:
         else:
             moments = here
         seen[name] = moments
+        visits[name] += 1
         source = self._source[name]
-        effective = moments.weight / (moments.count / moments.samples)
+        # An image counts once, however often it passes a shared layer.
+        passes = max(visits[name], self._visits.get(name, 1))
+        effective = moments.weight / (moments.count / moments.samples) / passes
         share = effective / (effective + self.prior)
         biased = moments.m2 / moments.weight
         bessel = 1 if moments.within else moments.count / max(moments.count - 1, 1)
