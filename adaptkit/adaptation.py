@@ -30,8 +30,9 @@ def adapt(
         model: any model with BatchNorm layers or others that store statistics.
         loader: any iterable of tensors, (tensor, label) pairs or dicts with an image.
         prior: how many samples the source's own statistics count for, N of (N·source + n·target) /
-            (N + n), layer by layer as the sample passes (at the end with mode "stream"); a few
-            steady a target of a few images.
+            (N + n), layer by layer as the sample passes (at the end with mode "stream"). About 8
+            steady a target of fewer than 32 images; a larger one needs none
+            (`python -m benchmarks target-size`).
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
         **options: of `estimate`: mode, samples, tolerance, memory, layers, weight, precision,

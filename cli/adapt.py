@@ -93,7 +93,7 @@ from . import options
     default=0,
     show_default=True,
     metavar="N",
-    help="Count the source's statistics for N images; 8 to 32 for tiny targets.",
+    help="Count the source's statistics for N images; about 8 for fewer than 32 images.",
 )
 @click.option(
     "--stats-only",
