@@ -56,20 +56,30 @@ def paired_dots(frame: pd.DataFrame, *, panel: str, group: str) -> "Figure":
     """Draw each training before and after exact statistics, a panel a case, a colour a group."""
     part = frame[frame["method"] == EXACT]
     panels, groups = part[panel].unique(), list(part[group].unique())
-    drawn = new_figure(4 * len(panels), 4.2)
-    every = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, name in zip(every, panels, strict=True):
+    across = min(4, len(panels))
+    down = -(-len(panels) // across)
+    drawn = new_figure(3.2 * across, 3.2 * down + 0.6)
+    grid = drawn.subplots(down, across, sharey=True, squeeze=False)
+    every = list(grid.flat)
+    for axes in every[len(panels) :]:
+        axes.remove()
+    for axes, name in zip(every, panels, strict=False):
         for number, key in enumerate(groups):
             of_group = part[(part[panel] == name) & (part[group] == key)]
             look = style(number)
             for place, (_, row) in enumerate(of_group.iterrows()):
                 label = key if place == 0 else None
-                across = [number - 0.2, number + 0.2]
-                axes.plot(across, [100 * row["before"], 100 * row["after"]], label=label, **look)
+                axes.plot(
+                    [number - 0.2, number + 0.2],
+                    [100 * row["before"], 100 * row["after"]],
+                    label=label,
+                    **look,
+                )
         axes.set_title(str(name))
         axes.set_xticks(range(len(groups)), ["before → after"] * len(groups), fontsize=7)
         axes.grid(axis="y", alpha=0.3)
-    every[0].set_ylabel("accuracy, %")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy, %")
     legend_below(drawn, every[0], len(groups))
     return drawn
 
