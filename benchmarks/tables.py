@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import norm_tables, profile, throughput
+from benchmarks import (
+    corruptions,
+    cost,
+    exactness,
+    label_shift,
+    mixtures,
+    norm_tables,
+    precision,
+    profile,
+    scaling,
+    target_size,
+    throughput,
+    transfer,
+)
 
 README = Path(__file__).parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -24,20 +37,38 @@ def as_markdown(frame: pd.DataFrame) -> str:
 
 
 def _memory(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[["mode", "model", "limit MiB", "samples", "seconds", "peak MiB"]]
-
-
-def _precision(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.loc[:, :"images"]
+    return frame[["method", "architecture", "limit MiB", "samples", "seconds", "peak MiB"]]
 
 
 # Name of a table -> the CSV file that it comes from, and how.
 TABLES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
+    "transfer": ("transfer", transfer.seeds),
+    "transfer-digits-to-mnist": ("transfer", transfer.summary_of("digits to MNIST")),
+    "transfer-digits-to-cropped": ("transfer", transfer.summary_of("digits to cropped MNIST")),
+    "transfer-cropped-to-digits": ("transfer", transfer.summary_of("cropped MNIST to digits")),
+    "transfer-mnist-to-digits": ("transfer", transfer.summary_of("MNIST to digits")),
+    "corruptions": ("corruptions", corruptions.summary),
+    "corruptions-severities": ("corruptions", corruptions.by_severity),
+    "corruptions-each": ("corruptions", corruptions.by_corruption),
+    "label-shift": ("label-shift", label_shift.summary),
+    "label-shift-clean": ("label-shift", label_shift.on_clean),
+    "mixtures": ("mixtures", mixtures.summary),
+    "exactness": ("exactness", exactness.summary),
+    "exactness-errors": ("exactness", exactness.errors),
+    "target-size": ("target-size", target_size.summary),
+    "target-size-targets": ("target-size", target_size.by_target),
+    "target-size-errors": ("target-size", target_size.errors),
+    "transfer-no-gain": ("transfer", transfer.no_gain),
+    "corruptions-no-gain": ("corruptions", corruptions.no_gain),
+    "label-shift-no-gain": ("label-shift", label_shift.no_gain),
+    "mixtures-no-gain": ("mixtures", mixtures.no_gain),
+    "cost": ("cost", cost.summary),
+    "scaling": ("scaling", scaling.summary),
     "throughput": ("throughput", throughput.summary),
     "warm": ("warm", throughput.summary),
     "profile": ("profile", profile.summary),
     "memory": ("memory", _memory),
-    "precision": ("precision", _precision),
+    "precision": ("precision", precision.summary),
     "norms": ("norms", norm_tables.summary),
     "norms-jacobians": ("norms", norm_tables.jacobians),
     "norms-conditions": ("norms", norm_tables.by_condition),
