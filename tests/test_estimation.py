@@ -416,10 +416,26 @@ def test_modes_that_a_model_sets_are_its_own_in_each_micro_batch() -> None:
 # What is left behind.
 
 
+def running() -> list[object]:
+    """Threads, and forwards that stand half way."""
+    stacks = [o for o in gc.get_objects() if issubclass(type(o), greenlet)]
+    return [*threading.enumerate(), *(s for s in stacks if s and s is not getcurrent())]
+
+
+@pytest.fixture(autouse=True)
+def others() -> Iterator[None]:
+    """What other tests keep running in this process, as a browser does, is not ours."""
+    _others[:] = running()
+    yield
+    _others.clear()
+
+
+_others: list[object] = []
+
+
 def nothing_left() -> bool:
     """Whether no thread of ours runs, and no forward stands half way."""
-    stacks = [o for o in gc.get_objects() if issubclass(type(o), greenlet)]
-    return threading.active_count() == 1 and not [s for s in stacks if s and s is not getcurrent()]
+    return not [o for o in running() if not any(o is other for other in _others)]
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
