@@ -43,7 +43,7 @@ def measured(work: Callable[[], object]) -> dict[str, float]:
         "seconds": round(seconds, 3),
         "user s": round(now.ru_utime - usage.ru_utime, 2),
         "system s": round(now.ru_stime - usage.ru_stime, 2),
-        "peak MiB": round(peak - before, 1),
+        "peak MiB": round(max(peak - before, 0.0), 1),
     }
 
 

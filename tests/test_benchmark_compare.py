@@ -460,3 +460,12 @@ def test_it_starts_either_way(start: list[str], tmp_path: Path) -> None:
 def test_errors_are_for_click() -> None:
     with pytest.raises(click.ClickException, match="no measured column"):
         compare(as_read([{"case": 1}]), as_read([{"case": 1}]))
+
+
+def test_a_peak_below_what_was_there_before_is_no_fault(tmp_path: Path) -> None:
+    rows = "case,method,seed,after,samples,seconds,peak MiB\na,b,0,0.5,100,1.0,-0.1\n"
+    path = tmp_path / "a.csv"
+    path.write_text(rows)
+    result = CliRunner().invoke(main, [str(path), str(path)])
+    assert result.exit_code == 0, result.output
+    assert "1 group compared: 0 worse, 0 better" in result.output
