@@ -1,6 +1,5 @@
 """The embedded example: real digits, a small net trained here, and four synthetic shifts."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from adaptkit.checkpoint import save_checkpoint
 from adaptkit.errors import OutputError
 from adaptkit.layers import Style
 from adaptkit.models import SmallCNN
-from adaptkit.pipeline import Outputs, Run, adapt_folder
+from adaptkit.pipeline import Run, adapt_folder
 from adaptkit.pipeline.common import Progress
 from adaptkit.transform import Transform
 
@@ -94,7 +93,9 @@ def run_demo(folder: str | Path, *, seed: int = 0, progress: Progress | None = N
         return adapt_folder(source, folder / name, out=out, device="cpu", seed=seed, force=True)
 
     runs = {name: adapted(name) for name in SHIFTS}
-    return Demo(folder, _command(runs["target"]), runs, adapted("target-unlabelled"))
+    return Demo(
+        folder, runs["target"].report.details["command"], runs, adapted("target-unlabelled")
+    )
 
 
 TRANSFORM = Transform(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
@@ -143,13 +144,3 @@ def _write_images(folder: Path, images: Images, labels: Any | None) -> None:
         place = folder if labels is None else folder / str(labels[number])
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(_bytes(image)).save(place / f"digit-{TRAINED_ON + number:04d}.png")
-
-
-def _command(run: Run) -> str:
-    """Return the line that repeats a run; --force, since its outputs are there by then."""
-    arguments = run.report.details["arguments"]
-    outputs: Outputs = run.outputs
-    words = ["adaptkit", "adapt", "--source", arguments["source"], "--target", arguments["target"]]
-    words += ["--out", str(outputs.checkpoint), "--device", "cpu"]
-    words += ["--seed", str(arguments["seed"]), "--force"]
-    return shlex.join(words)

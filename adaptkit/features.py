@@ -1,6 +1,5 @@
 """What a layer makes of the data: one vector a sample."""
 
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +11,11 @@ from torch import Tensor, nn
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, to_device
 from adaptkit.errors import DataError
+
+
+class NoFeaturesError(DataError):
+    """A model has no layer that gives one vector a sample."""
+
 
 POOLED = "pooled"  # the name of the default layer
 
@@ -51,35 +55,60 @@ def features(
     >>> features(net, [torch.zeros(4, 1, 5, 5)], layer="3").shape
     (4, 2)
     """
-    module, takes_input = _chosen(model, layer)
     where = device_of(model)
-    seen: list[Tensor] = []
     found: list[NDArray[np.float32]] = []
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append([*args, *kwargs.values()][0])
-
-    def after(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(output)
-
-    hook = (
-        module.register_forward_pre_hook(before, with_kwargs=True)
-        if takes_input
-        else module.register_forward_hook(after)
-    )
-    with contextlib.ExitStack() as undo:
-        undo.callback(hook.remove)
-        undo.enter_context(norms.evaluating(model))
-        undo.enter_context(torch.no_grad())
+    with Tap(model, layer) as tap, norms.evaluating(model), torch.no_grad():
         for batch in loader:
-            seen.clear()
             (forward or call)(model, to_device(batch, where))
-            found.append(_vectors(seen, layer or POOLED, isinstance(module, nn.Linear)))
+            found.append(tap.take())
             if progress:
                 progress("features", sum(map(len, found)), None)
     if not any(map(len, found)):
         raise DataError("there is no data to take features of: the loader is empty")
     return np.concatenate(found)
+
+
+class Tap:
+    """Takes a layer's features while somebody else runs the model; a context manager.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    >>> with Tap(net) as tap:
+    ...     _ = net(torch.zeros(4, 3))
+    ...     tap.take().shape
+    (4, 3)
+    """
+
+    def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+        self._module, self._takes_input = _chosen(model, layer)
+        self._name = layer or POOLED
+        self._seen: list[Tensor] = []
+
+    def __enter__(self) -> "Tap":
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._seen.append([*args, *kwargs.values()][0])
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:
+            self._seen.append(output)
+
+        self._hook = (
+            self._module.register_forward_pre_hook(before, with_kwargs=True)
+            if self._takes_input
+            else self._module.register_forward_hook(after)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def take(self) -> NDArray[np.float32]:
+        """Return the features of the batch that passed since the last call, shape (N, D).
+
+        Raises:
+            DataError: none passed or more than one, or the layer gives no tensor of (N, D, ...).
+        """
+        seen = list(self._seen)
+        self._seen.clear()
+        return _vectors(seen, self._name, isinstance(self._module, nn.Linear))
 
 
 def _chosen(model: nn.Module, layer: str | None) -> tuple[nn.Module, bool]:
@@ -97,16 +126,18 @@ def _chosen(model: nn.Module, layer: str | None) -> tuple[nn.Module, bool]:
     layers = [*norms.norm_layers(model).values()]
     if layers:
         return layers[-1], False
-    raise DataError("the model has neither a linear nor a norm layer: name one with layer=")
+    raise NoFeaturesError("the model has neither a linear nor a norm layer: name one with layer=")
 
 
 def _vectors(seen: list[Tensor], name: str, last: bool) -> NDArray[np.float32]:
     if len(seen) != 1:
         times = "not at all" if not seen else f"{len(seen)} times"
-        raise DataError(f"a batch passes layer {name!r} {times}, expected once: name another layer")
+        raise NoFeaturesError(
+            f"a batch passes layer {name!r} {times}, expected once: name another layer"
+        )
     x = seen[0]
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
-        raise DataError(f"Expected layer {name!r} to give a tensor of shape (N, D, ...)")
+        raise NoFeaturesError(f"Expected layer {name!r} to give a tensor of shape (N, D, ...)")
     x = x.detach().float()
     if x.ndim > 2:
         x = x.flatten(1, -2).mean(1) if last else x.flatten(2).mean(2)

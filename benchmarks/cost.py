@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
 from adaptkit import estimate
-from adaptkit.diagnostics.plotting import new_figure
+from adaptkit.plotting import new_figure
 from benchmarks import machine, precise_bn
 from benchmarks.figures import style
 from benchmarks.fresh import in_fresh_process, measured

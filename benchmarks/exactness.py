@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from adaptkit.diagnostics.plotting import new_figure
+from adaptkit.plotting import new_figure
 from benchmarks import figures, harness, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import named

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from adaptkit.diagnostics.plotting import new_figure
+from adaptkit.plotting import new_figure
 from benchmarks.methods import EXACT
 
 if TYPE_CHECKING:

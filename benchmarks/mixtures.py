@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from adaptkit.diagnostics.plotting import new_figure
+from adaptkit.plotting import new_figure
 from benchmarks import figures, harness, methods, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import named

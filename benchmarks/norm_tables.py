@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from adaptkit.diagnostics.plotting import new_figure
+from adaptkit.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from adaptkit import estimate
-from adaptkit.diagnostics.plotting import new_figure
+from adaptkit.plotting import new_figure
 from benchmarks.machine import described
 
 if TYPE_CHECKING:

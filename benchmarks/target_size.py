@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from adaptkit import Statistics, estimate
-from adaptkit.diagnostics.plotting import new_figure
 from adaptkit.moments import Moments
+from adaptkit.plotting import new_figure
 from benchmarks import figures, harness, methods, tabulated
 from benchmarks.harness import Row, Target
 from benchmarks.images import Images, named

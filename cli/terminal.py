@@ -92,6 +92,8 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int | None], None] 
 
 def print_run(run: "Run") -> None:
     """Print what a run did: how, the table, what was left out, and what was written."""
+    from adaptkit.report.answer import outcome
+
     out = console()
     statistics = run.statistics
     restyled = run.report.details["method"] == "adain"
@@ -115,7 +117,9 @@ def print_run(run: "Run") -> None:
     out.print()
     out.print(comparison(run.report))
     _print_domains(out, run.report)
-    out.print(verdict(run.report))
+    out.print()
+    for sentence in outcome(run.report):
+        out.print(sentence)
     _print_skipped(out, run.skipped)
     _print_written(out, run.written)
 
@@ -257,6 +261,8 @@ def _reasons(found: "Inspection") -> dict[str, list[str]]:
 
 def _print_domains(out: Console, report: "Report") -> None:
     """Print what source data adds: images, features before and after, and estimates."""
+    from adaptkit.report.answer import p_value
+
     shifts = [r for r in report.rows if r.metric == "input_shift" and r.before is not None]
     if shifts:
         moved = ", ".join(f"{r.scope.rpartition('.')[2]} {r.before:+.2f}" for r in shifts[:3])
@@ -264,7 +270,7 @@ def _print_domains(out: Console, report: "Report") -> None:
     images = ("feature:images", "feature:images.")
     alike = report.row("mmd2_p", images[0])
     if alike is not None and alike.before is not None:
-        out.print(f"Distributed as the source's, by MMD²: p = {_p_value(alike.before)}")
+        out.print(f"Distributed as the source's, by MMD²: p = {p_value(alike.before)}")
     rows = [r for r in report.rows if r.scope.startswith("feature:")]
     rows = [r for r in rows if r.scope != images[0] and not r.scope.startswith(images[1])]
     if rows:
@@ -276,7 +282,7 @@ def _print_domains(out: Console, report: "Report") -> None:
                 test = report.row(f"{row.metric}_p", row.scope)
                 p_values = (test.before, test.after) if test else (None, None)
                 figures = ["" if v is None else f"{v:.3g}" for v in (row.before, row.after)]
-                table.add_row(_NAMES[row.metric], *figures, *map(_p_value, p_values))
+                table.add_row(_NAMES[row.metric], *figures, *map(p_value, p_values))
         out.print()
         out.print(table)
     estimated = [(name, report.row(f"accuracy_{name.lower()}")) for name in ("ATC", "DoC")]
@@ -316,83 +322,35 @@ def _table(title: str) -> Table:
 
 def comparison(report: "Report") -> Table:
     """Return the whole-set figures of a report, each with the 95% interval of its change."""
+    from adaptkit.report.answer import figures_table
+
     table = _table("")
     for title in ("before", "after", "change", "95% interval", "p"):
         table.add_column(title, justify="right", no_wrap=True)
-    for name, metric, scale, unit, digits in (
-        ("accuracy, %", "accuracy", 100, "", 1),
-        ("balanced accuracy, %", "balanced_accuracy", 100, "", 1),
-        ("macro-F1, %", "macro_f1", 100, "", 1),
-        ("top-5 accuracy, %", "top5_accuracy", 100, "", 1),
-        ("NLL, nats", "nll", 1, "", 3),
-        ("Brier score", "brier", 1, "", 3),
-        ("ECE, %", "ece", 100, "", 1),
-        ("mean confidence, %", "confidence_mean", 100, "", 1),
-        ("mean entropy, nats", "entropy_mean", 1, "", 3),
-        ("symmetric KL, nats", "symmetric_kl", 1, "", 3),
+    accuracy = report.row("accuracy")
+    for number, (name, before, after, change, *rest) in enumerate(
+        figures_table(report).itertuples(index=False)
     ):
-        row = report.row(metric)
-        if row is not None and row.before is not None:
-            table.add_row(name, *_cells(row, scale, unit, digits))
-        if metric == "accuracy":
-            intervals = report.details.get("accuracy_interval", {})
-            own = [_interval(intervals.get(when)) for when in ("before", "after")]
-            if all(own):
-                table.add_row("  its 95% interval", *own)
+        shown = Text(change)
+        if accuracy and number == 0:
+            shown.stylize(_colour(accuracy))
+        table.add_row(name, before, after, shown, *rest)
     return table
 
 
-def _interval(bounds: tuple[float, float] | None) -> str:
-    return "" if bounds is None else f"{bounds[0] * 100:.1f}-{bounds[1] * 100:.1f}"
+def _colour(row: "Row") -> str:
+    """Green for a rise beyond chance, red for such a fall."""
+    from adaptkit.report.answer import SURE
 
-
-def _cells(row: "Row", scale: float, unit: str, digits: int) -> list[str | Text]:
-    def number(value: float | None, sign: str = "") -> str:
-        return "" if value is None else f"{value * scale:{sign}.{digits}f}{unit}"
-
-    interval = ""
-    if row.ci_low is not None:
-        interval = f"{number(row.ci_low, '+')} to {number(row.ci_high, '+')}"
-    change = Text(number(row.change, "+"))
-    if row.metric == "accuracy" and row.change and row.p_value is not None and row.p_value < 0.05:
-        change.stylize("green" if row.change > 0 else "red")
-    return [number(row.before), number(row.after), change, interval, _p_value(row.p_value)]
-
-
-def _p_value(p: float | None) -> str:
-    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def verdict(report: "Report") -> str:
-    """Say in a sentence or two what the figures mean, and what they cannot say."""
-    accuracy = report.row("accuracy")
-    if report.details.get("outputs", {}).get("kind") == "other":
-        return "\nNothing says whether that helped: score both models on a few labelled images."
-    if accuracy is None or accuracy.change is None or accuracy.p_value is None:
-        return (
-            "\nNo labels, so the accuracy is not known. Confidence that rises and entropy that\n"
-            "falls mostly go with a gain, but not always: score a few labelled images."
-        )
-    points = f"{abs(accuracy.change) * 100:.1f} points"
-    if accuracy.p_value >= 0.05:
-        said = f"The accuracy did not change beyond chance (n = {accuracy.n:,})."
-    elif accuracy.change > 0:
-        said = f"The accuracy rose by {points} (n = {accuracy.n:,})."
-    else:
-        said = f"The accuracy fell by {points} (n = {accuracy.n:,}): keep the source model."
-    if report.details.get("method") == "adain":
-        return f"\n{said}\nEach image was restyled by itself; the weights are the source's."
-    if report.details.get("transductive") is None:
-        return f"\n{said}\nThe scored images are not among those that were adapted to."
-    return (
-        f"\n{said}\nThe scored images include those that were adapted to (without their labels);\n"
-        f"--holdout 0.5 keeps them apart."
-    )
+    if not row.change or row.p_value is None or row.p_value >= SURE:
+        return ""
+    return "green" if row.change > 0 else "red"
 
 
 def print_demo(demo: "Demo") -> None:
     """Print the demo's table of shifts and the line that repeats its main run."""
     from adaptkit.demo import SHIFTS, TRAINED_ON
+    from adaptkit.report.answer import change_cells
 
     out = console()
     main = demo.runs["target"]
@@ -411,7 +369,8 @@ def print_demo(demo: "Demo") -> None:
     for name, run in demo.runs.items():
         row = run.report.row("accuracy")
         if row is not None:
-            table.add_row(SHIFTS[name].title, *_cells(row, 100, "", 1))
+            before, after, change, *rest = change_cells(row)
+            table.add_row(SHIFTS[name].title, before, after, Text(change, _colour(row)), *rest)
     out.print(table)
     unlabelled = demo.folder / "target-unlabelled"
     out.print(f"\nWithout labels, try: --target {unlabelled}", soft_wrap=True)

@@ -92,7 +92,9 @@ def test_class_folders(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "Adapted 4 norm layers on 36 of 36 images" in result.stdout
     written = result.stdout.split("Wrote")[1].split()
-    assert written == [f"source-adapted{end}" for end in (".pt", ".csv", ".json", "-confusion.csv")]
+    assert written == [
+        f"source-adapted{end}" for end in (".pt", ".csv", ".json", ".html", "-confusion.csv")
+    ]
     assert all(Path(name).is_file() for name in written)
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert (here / "source.pt").read_bytes() == source

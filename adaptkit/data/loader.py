@@ -121,6 +121,11 @@ class ImageLoader(DataLoader[_Item]):
         paths = [self.listing.root / self.listing.paths[i] for i in self._indices()]
         return [size for size in map(image_size, paths) if size]
 
+    def read(self) -> list[Path]:
+        """Return the paths of its images, without those that turned out not to be readable."""
+        every = [self.listing.paths[i] for i in self._indices()]
+        return [path for path in every if path.as_posix() not in self.skipped]
+
     def _indices(self) -> Sequence[int]:
         indices: Sequence[int] = self.dataset.indices  # type: ignore[attr-defined]
         return indices

@@ -13,7 +13,6 @@ from torch.func import functional_call
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, to_device
 from adaptkit.diagnostics.inputs import channels_second, chosen
-from adaptkit.diagnostics.plotting import new_figure
 from adaptkit.diagnostics.untouched import (
     as_in_training,
     check_has_weights,
@@ -22,6 +21,7 @@ from adaptkit.diagnostics.untouched import (
 )
 from adaptkit.errors import ModelError
 from adaptkit.moments import Moments
+from adaptkit.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaptkit import norms
 from adaptkit.batches import device_of
-from adaptkit.diagnostics.plotting import new_figure
 from adaptkit.diagnostics.untouched import (
     as_in_training,
     check_has_weights,
@@ -22,6 +21,7 @@ from adaptkit.diagnostics.untouched import (
     same_randomness,
 )
 from adaptkit.errors import DataError, ModelError
+from adaptkit.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,6 +23,7 @@ from adaptkit.pipeline.common import (
     Clock,
     Outputs,
     Progress,
+    command_line,
     record,
     refuse_too_many_bad,
     versions,
@@ -47,11 +48,16 @@ from adaptkit.pipeline.opening import (
     spelled_out,
     stated,
 )
-from adaptkit.pipeline.scoring import Scores, of_classes, reported, score
+from adaptkit.pipeline.pictures import pictures
+from adaptkit.pipeline.scoring import Scores, Vectors, of_classes, reported, score_and_see
 from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels, some_readable
 from adaptkit.quality import confusion
 from adaptkit.report import Report, Row, verdict
 from adaptkit.report.cells import csv
+from adaptkit.report.charts import Chart, projection_chart
+from adaptkit.report.charts.projection import POINTS as SHOWN
+
+_Features = tuple[Vectors | None, Vectors | None, Vectors | None]
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,14 @@ def adapt_folder(
     """Adapt a checkpoint to a folder of images; write the adapted checkpoint and the report.
 
     Reads `source` and `target`, evaluates, estimates, evaluates again, and only then writes: all
-    three files or none.
+    files or none.
 
     Args:
         source: a checkpoint file; never written.
         target: class folders, or a flat or nested folder of unlabelled images.
         out: the adapted checkpoint; by default ``<source stem>-adapted<suffix>`` in the current
             folder.
-        report: the CSV; by default beside `out`. The JSON lies beside the CSV.
+        report: the CSV; by default beside `out`. The JSON and the page lie beside the CSV.
         method: "adabn" gives the model the target's normalisation statistics. "adain" leaves it
             and restyles each image by itself to the source's channel means and standard deviations
             (`adaptkit.layers.restyle`), through the checkpoint's transform: for mixed domains,
@@ -141,12 +147,14 @@ def adapt_folder(
     """
     arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
     arguments |= spelled_out(said)
-    check_method(method, arguments, signature(adapt_folder).parameters)
+    parameters = signature(adapt_folder).parameters
+    check_method(method, arguments, parameters)
+    line = command_line("adapt", arguments, {n: p.default for n, p in parameters.items()})
     clock = Clock()
     outputs = Outputs.of(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only
     )
-    reports = [outputs.csv, outputs.json, outputs.confusion]
+    reports = [outputs.csv, outputs.json, outputs.html, outputs.confusion]
     inputs = [Path(source), *source_files(said)]
     check_outputs([outputs.checkpoint, *reports], inputs=inputs, force=force)
     if not 0 <= holdout < 1:
@@ -167,13 +175,15 @@ def adapt_folder(
     total = len(loader.listing.paths)
     to_adapt, to_score = _parts(loader, holdout, seed)
 
-    def evaluated(stage: str, net: torch.nn.Module, images: ImageLoader) -> Scores:
+    def evaluated(
+        stage: str, net: torch.nn.Module, images: ImageLoader
+    ) -> tuple[Scores, Vectors | None]:
         with clock.stage(stage):
             watch = progress and (lambda _, n, __: progress(stage, n, total))
-            return score(net, images, head, progress=watch)
+            return score_and_see(net, images, head, most=SHOWN, seed=seed, progress=watch)
 
     with some_readable(to_score):
-        before = evaluated("before", model, to_score)
+        before, seen_before = evaluated("before", model, to_score)
     refuse_too_many_bad(to_score, skip_bad)
     with clock.stage("estimate"):
         if method == "adabn":
@@ -198,7 +208,7 @@ def adapt_folder(
             done = adain(model, to_score, loader.transform, style, seed=seed, progress=progress)
     refuse_too_many_bad(loader, skip_bad)
     adapted, statistics = done.model, done.seen
-    after = evaluated("after", adapted, done.to_score)
+    after, seen_after = evaluated("after", adapted, done.to_score)
     certificate = None
     if certify and statistics is not None:
         with clock.stage("certify"):
@@ -220,6 +230,7 @@ def adapt_folder(
         classes=loader.listing.classes or (checkpoint.classes if head.size else None),
         seed=seed,
         details=_details(
+            line,
             {**arguments, "out": outputs.checkpoint, "report": outputs.csv},
             checkpoint,
             head,
@@ -240,6 +251,7 @@ def adapt_folder(
     notes = [*notes_on(checkpoint, head), *done.notes]
     notes += _notes(loader, statistics if touched else None)
     skipped = dict(loader.skipped)
+    features: _Features = (None, seen_before, seen_after)
     if of_source:
         with clock.stage("source"):
             added = against_source(
@@ -257,9 +269,17 @@ def adapt_folder(
         found = replace(found, rows=(*found.rows, *added.rows))
         notes += [note for note in added.notes if note not in notes]
         skipped |= added.skipped
+        features = added.features
     moved = "" if statistics is None else verdict(found, statistics)
     words = {"verdict": moved, "notes": notes, "skipped": skipped}
-    found = replace(found, details={**found.details, **words})
+    first, second = of_classes(before), of_classes(after)
+    classes = loader.listing.classes or checkpoint.classes
+    found = replace(
+        found,
+        details={**found.details, **words},
+        charts=(*found.charts, *_projection(*features, seed)),
+        pictures=tuple(pictures(first, second, to_score, classes)) if first and second else (),
+    )
     if stats_only and done.applied:
         files = {outputs.checkpoint: done.applied.to_bytes(base=checkpoint.fingerprint())}
     else:
@@ -272,10 +292,9 @@ def adapt_folder(
         )
     files[outputs.csv] = (found.to_csv() or "").encode()
     files[outputs.json] = (found.to_json() or "").encode()
-    first, second = of_classes(before), of_classes(after)
+    files[outputs.html] = (found.to_html() or "").encode()
     if first and second and first.labels is not None:
-        names = dict(enumerate(loader.listing.classes or checkpoint.classes or ()))
-        table = confusion(first, second, names)
+        table = confusion(first, second, dict(enumerate(classes or ())))
         files[outputs.confusion] = csv(table).encode()
     write_files(files)
     return Run(
@@ -288,6 +307,15 @@ def adapt_folder(
         written=tuple(files),
         moved=moved,
     )
+
+
+def _projection(
+    source: Vectors | None, before: Vectors | None, after: Vectors | None, seed: int
+) -> Iterator[Chart]:
+    if before is not None and after is not None and len(before) == len(after):
+        chart = projection_chart(before, after, source, seed=seed)
+        if chart:
+            yield chart
 
 
 def _parts(loader: ImageLoader, holdout: float, seed: int) -> tuple[ImageLoader, ImageLoader]:
@@ -320,6 +348,7 @@ def _notes(loader: ImageLoader, statistics: Statistics | None) -> Iterator[str]:
 
 
 def _details(
+    line: str,
     arguments: dict[str, Any],
     checkpoint: Checkpoint,
     head: Head,
@@ -335,6 +364,7 @@ def _details(
     """Return what the JSON file says beside the rows."""
     first, second = of_classes(before), of_classes(after)
     return {
+        "command": line,
         "versions": versions(),
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
         "seed": arguments["seed"],

@@ -1,8 +1,9 @@
 """What the commands' work has in common: outputs, opened folders, what a record says."""
 
 import platform
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -30,6 +31,7 @@ class Outputs:
     checkpoint: Path
     csv: Path
     json: Path
+    html: Path
     confusion: Path
 
     @classmethod
@@ -58,6 +60,7 @@ class Outputs:
             checkpoint,
             csv,
             csv.with_suffix(".json"),
+            csv.with_suffix(".html"),
             csv.with_name(f"{csv.stem}-confusion.csv"),
         )
 
@@ -91,6 +94,39 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "scikit-learn", "pandas")},
     }
+
+
+def command_line(command: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return the line that gives a command these arguments, without those that are the default.
+
+    >>> command_line("adapt", {"source": "a b.pt", "layers": ("x", "y"), "seed": 0}, {"seed": 0})
+    "adaptkit adapt --source 'a b.pt' --layers x --layers y"
+    """
+    words = ["adaptkit", command]
+    for name, value in arguments.items():
+        if value is None or value is False or (name in defaults and value == defaults[name]):
+            continue
+        option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
+        if value is True:
+            words.append(option)
+            continue
+        for text in _texts(name, value):
+            words += [option, text]
+    return shlex.join(words)
+
+
+_OPTIONS = {"arch_kwargs": "arch_arg"}
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """Return what stands behind an option, once or as often as it is repeated."""
+    if isinstance(value, Mapping):
+        return [f"{key}={item}" for key, item in value.items()]
+    if name == "image_size":
+        return ["x".join(map(str, value))]
+    if name in ("mean", "std"):
+        return [",".join(f"{v:g}" for v in value)]
+    return list(map(str, value)) if isinstance(value, (list, tuple)) else [str(value)]
 
 
 def record(

@@ -3,17 +3,24 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from adaptkit.batches import Forward, call
 from adaptkit.data import ImageLoader
 from adaptkit.dense import DenseEvaluation, evaluate_dense
 from adaptkit.estimation import Statistics
 from adaptkit.evaluation import Evaluation, evaluate
+from adaptkit.features import NoFeaturesError, Tap
 from adaptkit.norms import norm_layers, read
 from adaptkit.pipeline.opening import Head
 from adaptkit.report import Report, compare
+from adaptkit.report.charts import channel_chart, layer_chart, precision_chart
 from adaptkit.report.layers import error_rows, layer_rows, target_of
 
+Vectors = NDArray[np.float32]
 Scores = Evaluation | DenseEvaluation | None  # None of a model whose output nothing can score
 
 
@@ -22,14 +29,52 @@ def score(
     images: ImageLoader,
     head: Head,
     *,
+    forward: Forward | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Scores:
     """Evaluate a model on images as its kind of output wants it."""
     if head.kind == "classes":
-        return evaluate(model, images, progress=progress)
+        return evaluate(model, images, forward=forward, progress=progress)
     if head.kind == "pixels":
-        return evaluate_dense(model, images, progress=progress)
+        return evaluate_dense(model, images, forward=forward, progress=progress)
     return None
+
+
+def score_and_see(
+    model: nn.Module,
+    images: ImageLoader,
+    head: Head,
+    *,
+    most: int,
+    seed: int,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> tuple[Scores, Vectors | None]:
+    """Evaluate a model, and in the same pass take the pooled features of `most` images at random.
+
+    The same images for each model and loader of as many images; None where the model has no layer
+    to take features at.
+    """
+    n = len(images.dataset)  # type: ignore[arg-type]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    chosen = np.zeros(n, dtype=bool)
+    chosen[order[:most].numpy()] = True
+    found: list[NDArray[np.float32]] = []
+    try:
+        with Tap(model) as tap:
+            count = 0
+
+            def forward(net: nn.Module, batch: Any) -> Any:
+                nonlocal count
+                output = call(net, batch)
+                vectors = tap.take()
+                found.append(vectors[chosen[count : count + len(vectors)]])
+                count += len(vectors)
+                return output
+
+            scores = score(model, images, head, forward=forward, progress=progress)
+    except NoFeaturesError:
+        return score(model, images, head, progress=progress), None
+    return scores, np.concatenate(found) if found else None
 
 
 def reported(
@@ -53,8 +98,10 @@ def reported(
     if statistics is None:
         return Report((), dict(details))
     own, new = ({n: read(m) for n, m in norm_layers(x).items()} for x in models)
-    rows = [*layer_rows(own, new, target_of(new, statistics)), *error_rows(statistics)]
-    return Report(tuple(rows), dict(details))
+    target = target_of(new, statistics)
+    rows = [*layer_rows(own, new, target), *error_rows(statistics)]
+    charts = layer_chart(rows), channel_chart(own, target), precision_chart(statistics)
+    return Report(tuple(rows), dict(details), tuple(c for c in charts if c is not None))
 
 
 def of_classes(scores: Scores) -> Evaluation | None:

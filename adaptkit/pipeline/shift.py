@@ -74,12 +74,21 @@ class ShiftRun:
 
 @dataclass(frozen=True)
 class AgainstSource:
-    """What source data adds to a report: rows, what has to be said in words, how many images."""
+    """What source data adds to a report.
+
+    Args:
+        rows: of the report.
+        notes: what has to be said in words.
+        images: how many of the source.
+        skipped: those that could not be read.
+        features: of the source's images, of the target's before, and after.
+    """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     images: int
     skipped: dict[str, str]
+    features: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 def shift_folders(
@@ -237,7 +246,8 @@ def against_source(
                 f"target's. AdaBN assumes equal shares and may hurt here."
             )
     skipped = {str(source.listing.root / path): why for path, why in source.skipped.items()}
-    return AgainstSource(tuple(rows), tuple(notes), len(first), skipped)
+    every = first, before, after
+    return AgainstSource(tuple(rows), tuple(notes), len(first), skipped, every)
 
 
 def drawn(loader: ImageLoader, samples: int, seed: int) -> ImageLoader:

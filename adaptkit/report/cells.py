@@ -51,3 +51,15 @@ def written(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def short(text: str, most: int) -> str:
+    r"""Return a name on one line, in at most so many characters, all of them visible.
+
+    What turns the direction of writing, and other marks that are not seen, become "\ufffd".
+
+    >>> short("a long name", 6), short("a\u202eb", 6)
+    ('a lon…', 'a\ufffdb')
+    """
+    seen = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text[: 4 * most].split()))
+    return seen if len(seen) <= most else f"{seen[: most - 1]}…"

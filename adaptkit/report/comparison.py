@@ -11,6 +11,18 @@ from adaptkit.estimation import Statistics
 from adaptkit.evaluation import Evaluation
 from adaptkit.paired import Change, proportion_change
 from adaptkit.quality import quality, quality_intervals
+from adaptkit.report.charts import (
+    Chart,
+    channel_chart,
+    confidence_chart,
+    confusion_chart,
+    entropy_chart,
+    layer_chart,
+    precision_chart,
+    recall_chart,
+    reliability_chart,
+    share_chart,
+)
 from adaptkit.report.dense import dense_rows
 from adaptkit.report.layers import error_rows, layer_rows, target_of
 from adaptkit.report.samples import class_scope, mean_row
@@ -70,12 +82,31 @@ def compare(
         first = _rows(before, after, classes, seed)
     else:
         raise DataError("Expected two evaluations of the same kind, of classes or of pixels")
-    rows = [
-        *first,
-        *layer_rows(before.layers, after.layers, target_of(after.layers, statistics)),
-        *error_rows(statistics),
+    target = target_of(after.layers, statistics)
+    rows = [*first, *layer_rows(before.layers, after.layers, target), *error_rows(statistics)]
+    charts = [
+        recall_chart(rows),
+        *_charts(before, after, classes),
+        share_chart(rows),
+        layer_chart(rows),
+        channel_chart(before.layers, target),
+        precision_chart(statistics),
     ]
-    return Report(tuple(rows), dict(details or {}))
+    found = tuple(chart for chart in charts if chart is not None)
+    return Report(tuple(rows), dict(details or {}), found)
+
+
+def _charts(
+    before: Evaluation | DenseEvaluation,
+    after: Evaluation | DenseEvaluation,
+    classes: Sequence[str] | None,
+) -> Iterator[Chart | None]:
+    """Yield those that are drawn from the evaluations and not from rows."""
+    if isinstance(before, Evaluation) and isinstance(after, Evaluation):
+        yield confusion_chart(before, after, classes)
+        yield reliability_chart(before, after)
+    yield confidence_chart(before, after)
+    yield entropy_chart(before, after)
 
 
 def _rows(

@@ -66,22 +66,23 @@ def error_rows(statistics: Statistics | None) -> Iterator[Row]:
 
 def _divergence(stored: Stored, target: Stored) -> float:
     """In the units in which the layer divides: with its eps, which also covers dead channels."""
-    a, b = _variances(stored, target)
+    a, b = variances(stored, target)
     return float(symmetric_kl(stored.mean, a, target.mean, b))
 
 
 def _mean_shift(stored: Stored, target: Stored) -> float:
-    a, _ = _variances(stored, target)
+    a, _ = variances(stored, target)
     moved = (target.mean.double().cpu() - stored.mean.double().cpu()) / a.double().cpu().sqrt()
     return float(moved.square().mean().sqrt())
 
 
 def _log_var_shift(stored: Stored, target: Stored) -> float:
-    a, b = (variance.double().cpu() for variance in _variances(stored, target))
+    a, b = (variance.double().cpu() for variance in variances(stored, target))
     return float((b.log() - a.log()).square().mean().sqrt())
 
 
-def _variances(stored: Stored, target: Stored) -> tuple[Tensor, Tensor]:
+def variances(stored: Stored, target: Stored) -> tuple[Tensor, Tensor]:
+    """Return both variances with the layer's eps, in whose units it divides."""
     eps = max(stored.eps, _LEAST_VARIANCE)
     return stored.variance + eps, target.variance + eps
 

@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from adaptkit.files import write_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from adaptkit.report.charts import Chart
+    from adaptkit.report.pictures import Picture
 
 SCHEMA = 1
 
@@ -38,10 +44,14 @@ class Report:
     Args:
         rows: one a figure.
         details: what the JSON file holds beside the rows: versions, arguments, counts.
+        charts: what `figures` and `to_html` draw.
+        pictures: images whose prediction changed, for `to_html`.
     """
 
     rows: tuple[Row, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
+    charts: tuple["Chart", ...] = field(default=(), repr=False, compare=False)
+    pictures: tuple["Picture", ...] = field(default=(), repr=False, compare=False)
 
     def row(self, metric: str, scope: str = "all") -> Row | None:
         """Return the row of a metric and scope, or None where that is unknown."""
@@ -91,6 +101,37 @@ class Report:
         table = whole.to_html(index=False, na_rep="", float_format="{:.4g}".format, border=0)
         more = len(frame) - len(whole)
         return table + (f"<p>{more:,} more rows in to_frame().</p>" if more else "")
+
+    def figures(self) -> dict[str, "Figure"]:
+        """Draw the report's charts for papers: name -> a matplotlib figure.
+
+        Names, as far as there is something to show: layers, channels, recall, shares, reliability,
+        confusion, confidence, entropy, precision, projection. Save one by
+        ``report.figures()["layers"].savefig("layers.pdf")``.
+
+        Raises:
+            DependencyError: matplotlib is not installed (``pip install adaptkit[plot]``).
+        """
+        from adaptkit.report.drawing import draw
+
+        return {chart.name: draw(chart) for chart in self.charts}
+
+    def to_html(self, path: str | Path | None = None) -> str | None:
+        """Write one self-contained page to `path`; without it, return the text.
+
+        It opens from disk, asks for nothing elsewhere, and shows the answer in a sentence, every
+        figure, the charts, and what it takes to repeat the run.
+
+        Raises:
+            OutputError: `path` cannot be written.
+        """
+        from adaptkit.report.page import render, run_page
+
+        text = render(run_page(self))
+        if path is None:
+            return text
+        write_files({Path(path): text.encode()})
+        return None
 
     def to_csv(self, path: str | Path | None = None) -> str | None:
         """Write UTF-8 CSV of schema 1 to `path`, whole or not at all; without it, return the text.

@@ -1,0 +1,161 @@
+"""What a report comes to, in words: for the terminal and the top of the page."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from adaptkit.report.table import Report, Row
+
+SURE = 0.05  # of a p-value
+# Whole-set figures that a person reads: name, metric, factor, decimals.
+_SHOWN = (
+    ("accuracy, %", "accuracy", 100, 1),
+    ("pixel accuracy, %", "pixel_accuracy", 100, 1),
+    ("mean IoU, %", "mean_iou", 100, 1),
+    ("balanced accuracy, %", "balanced_accuracy", 100, 1),
+    ("macro-F1, %", "macro_f1", 100, 1),
+    ("top-5 accuracy, %", "top5_accuracy", 100, 1),
+    ("NLL, nats", "nll", 1, 3),
+    ("Brier score", "brier", 1, 3),
+    ("ECE, %", "ece", 100, 1),
+    ("mean confidence, %", "confidence_mean", 100, 1),
+    ("mean entropy, nats", "entropy_mean", 1, 3),
+    ("symmetric KL, nats", "symmetric_kl", 1, 3),
+)
+COLUMNS = ("", "before", "after", "change", "95% interval", "p")
+
+
+def figures_table(report: Report) -> pd.DataFrame:
+    """Return the whole-set figures as text, each with the 95% interval of its change.
+
+    >>> row = Row("accuracy", "all", 0.5, 0.75, 0.25, 0.125, 0.375, 0.0001, 8)
+    >>> figures_table(Report((row,))).values.tolist()
+    [['accuracy, %', '50.0', '75.0', '+25.0', '+12.5 to +37.5', '<0.001']]
+    """
+    rows = []
+    for name, metric, factor, decimals in _SHOWN:
+        row = report.row(metric)
+        if row is not None and row.before is not None:
+            rows.append((name, *_cells(row, factor, decimals)))
+            if metric == "accuracy":
+                rows += _own_intervals(report.details)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _own_intervals(details: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    found = details.get("accuracy_interval") or {}
+    if found.get("before") and found.get("after"):
+        own = (f"{100 * low:.1f}-{100 * high:.1f}" for low, high in map(found.get, _WHEN))
+        yield ("  its 95% interval", *own, "", "", "")
+
+
+_WHEN = ("before", "after")
+
+
+def _cells(row: Row, factor: float, decimals: int) -> tuple[str, ...]:
+    def number(value: float | None, sign: str = "") -> str:
+        return "" if value is None else f"{value * factor:{sign}.{decimals}f}"
+
+    interval = ""
+    if row.ci_low is not None:
+        interval = f"{number(row.ci_low, '+')} to {number(row.ci_high, '+')}"
+    figures = number(row.before), number(row.after), number(row.change, "+")
+    return (*figures, interval, p_value(row.p_value))
+
+
+def change_cells(row: Row) -> tuple[str, ...]:
+    """Return a share's before, after, change, interval and p-value as text, in percent."""
+    return _cells(row, 100, 1)
+
+
+def p_value(p: float | None) -> str:
+    """Return a p-value as a person reads it.
+
+    >>> p_value(0.00001), p_value(0.25), p_value(None)
+    ('<0.001', '0.250', '')
+    """
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def outcome(report: Report) -> list[str]:
+    """Say what the figures mean, and what they cannot say: a sentence or two each."""
+    accuracy = report.row("accuracy")
+    if report.details.get("outputs", {}).get("kind") == "other":
+        return ["Nothing says whether that helped: score both models on a few labelled images."]
+    if accuracy is None or accuracy.change is None or accuracy.p_value is None:
+        return [*_of_pixels(report)] or [
+            "No labels, so the accuracy is not known. Confidence that rises and entropy that "
+            "falls mostly go with a gain, but not always: score a few labelled images."
+        ]
+    points = f"{abs(accuracy.change) * 100:.1f} points"
+    if accuracy.p_value >= SURE:
+        said = f"The accuracy did not change beyond chance (n = {accuracy.n:,})."
+    elif accuracy.change > 0:
+        said = f"The accuracy rose by {points} (n = {accuracy.n:,})."
+    else:
+        said = f"The accuracy fell by {points} (n = {accuracy.n:,}): keep the source model."
+    if report.details.get("method") == "adain":
+        return [said, "Each image was restyled by itself; the weights are the source's."]
+    if report.details.get("transductive") is None:
+        return [said, "The scored images are not among those that were adapted to."]
+    return [
+        said,
+        "The scored images include those that were adapted to (without their labels); "
+        "--holdout 0.5 keeps them apart.",
+    ]
+
+
+def _of_pixels(report: Report) -> Iterator[str]:
+    row = report.row("mean_iou")
+    if row is not None and row.before is not None and row.after is not None:
+        points = 100 * (row.after - row.before)
+        yield f"The mean intersection over union changed by {points:+.1f} points."
+
+
+def headline(report: Report) -> str:
+    """Say in a sentence or three what was done and what came of it."""
+    return " ".join([*_done(report.details), *_gained(report)])
+
+
+def _done(details: Mapping[str, Any]) -> Iterator[str]:
+    samples = details.get("samples") or {}
+    images, estimated = samples.get("images"), samples.get("estimated")
+    if images is None:
+        return
+    if details.get("method") == "adain":
+        yield f"Restyled {images:,} images to the source's, one by one (AdaIN)."
+    elif estimated is not None:
+        layers = len((details.get("layers") or {}).get("adapted") or ())
+        yield f"Adapted {layers} norm layers on {estimated:,} of {images:,} images, without labels."
+
+
+def _gained(report: Report) -> Iterator[str]:
+    for metric, word in (("accuracy", "accuracy"), ("mean_iou", "mean IoU")):
+        row = report.row(metric)
+        if row is not None and row.before is not None and row.after is not None:
+            change = f"{100 * (row.after - row.before):+.1f} points"
+            if row.ci_low is not None and row.ci_high is not None:
+                change += f", 95% interval {100 * row.ci_low:+.1f} to {100 * row.ci_high:+.1f}"
+            yield (f"Measured {word}: {100 * row.before:.1f}% → {100 * row.after:.1f}% ({change}).")
+            return
+    row = report.row("accuracy_atc")
+    if row is not None and row.before is not None and row.after is not None:
+        yield (
+            f"Accuracy estimated from labelled source images: {100 * row.before:.0f}% → "
+            f"{100 * row.after:.0f}% (a guess, not a measurement)."
+        )
+        return
+    yield "Whether the accuracy rose is not known: the images have no labels."
+
+
+def decision(report: Report) -> str:
+    """Say what was decided and on what grounds."""
+    accuracy = report.row("accuracy")
+    written = "The adapted model was written as asked; nothing weighed it against the source model"
+    if accuracy is None or accuracy.change is None or accuracy.p_value is None:
+        return f"{written}, and without labels no figure here proves it better."
+    if accuracy.p_value >= SURE:
+        return f"{written}. By the labels the two are not told apart."
+    better = "the adapted" if accuracy.change > 0 else "the source"
+    return f"{written}. By the labels {better} model is the better one."

@@ -1,0 +1,126 @@
+"""The page of one run: the answer first, then a picture for each question."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from adaptkit.report.answer import COLUMNS, decision, figures_table, headline, outcome
+from adaptkit.report.page.page import Page, Section
+from adaptkit.report.table import Report
+
+# Title, text and the charts that answer it.
+_QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Class by class", "", ("recall", "confusion", "shares")),
+    ("How sure the model is", "", ("reliability", "confidence", "entropy")),
+    ("What the norm layers see", "", ("layers", "channels", "precision")),
+    ("In the model's features", "", ("projection",)),
+)
+
+
+def run_page(report: Report) -> Page:
+    """Return the page of a report: of a run, or of two evaluations that were compared."""
+    details = report.details
+    return Page(
+        title=_title(details),
+        answer=headline(report),
+        decision=decision(report) if "method" in details else "",
+        sections=[section for section in _sections(report) if section is not None],
+        repeat=[*_repeat(details)],
+    )
+
+
+def _title(details: Mapping[str, Any]) -> str:
+    arguments = details.get("arguments") or {}
+    source, target = arguments.get("source"), arguments.get("target")
+    if not source or not target:
+        return "Before and after"
+    return f"{PurePath(source).name}, adapted to {PurePath(target).name or target}"
+
+
+def _sections(report: Report) -> Iterator[Section]:
+    details = report.details
+    if _unlabelled(report):
+        yield Section("What cannot be known here", items=_UNKNOWN)
+    yield Section(
+        "Before and after",
+        " ".join(outcome(report)) if "method" in details else "",
+        figures_table(report),
+        right=COLUMNS[1:],
+    )
+    if details.get("notes"):
+        yield Section("To note", items=[str(note) for note in details["notes"]])
+    charts = {chart.name: chart for chart in report.charts}
+    for title, text, names in _QUESTIONS:
+        found = [charts[name] for name in names if name in charts]
+        domains = _domains(report) if "projection" in names else pd.DataFrame()
+        if title.startswith("What the norm"):
+            text = str(details.get("verdict") or "")
+        if found or len(domains):
+            yield Section(title, text, domains, charts=found)
+    if report.pictures:
+        yield Section(
+            "Images whose prediction changed", _of_pictures(report), pictures=report.pictures
+        )
+    skipped = details.get("skipped") or {}
+    if skipped:
+        table = pd.DataFrame({"file": [*skipped], "why": [str(why) for why in skipped.values()]})
+        yield Section(f"{len(skipped):,} files were skipped", "They could not be read.", table)
+
+
+def _unlabelled(report: Report) -> bool:
+    return "method" in report.details and not any(
+        report.row(metric) for metric in ("accuracy", "pixel_accuracy")
+    )
+
+
+_UNKNOWN = (
+    "Whether the accuracy rose or fell: the images have no labels. No figure on this page replaces "
+    "them; a hundred labelled images would tell.",
+    "Whether the mix of classes is the source's, as AdaBN assumes. The shares of the predictions "
+    "below are what there is to judge it by.",
+    "What can be seen: how far each layer's input moved and that adapting took it back, how sure "
+    "the model became, and which predictions changed.",
+)
+
+
+def _of_pictures(report: Report) -> str:
+    if _unlabelled(report):
+        return (
+            "Best: where the model became surer. Worst: where it became less sure. Which "
+            "prediction is right, you can see for yourself."
+        )
+    return "Best: wrong before and right after. Worst: right before and wrong after."
+
+
+def _domains(report: Report) -> pd.DataFrame:
+    """Return how far target and source images lie apart, before and after."""
+    rows = [
+        r for r in report.rows if r.scope.startswith("feature:") and not r.metric.endswith("_p")
+    ]
+    tests = {(r.metric, r.scope): r for r in report.rows if r.scope.startswith("feature:")}
+    found = []
+    for row in rows:
+        test = tests.get((f"{row.metric}_p", row.scope))
+        of = row.scope.removeprefix("feature:")
+        p = (test.before, test.after) if test else (None, None)
+        found.append((row.metric.replace("_", " "), of, row.before, row.after, *p))
+    columns = ["distance to the source", "of", "before", "after", "p before", "p after"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _repeat(details: Mapping[str, Any]) -> Sequence[str]:
+    if "command" not in details:
+        return ()
+    checkpoint = details.get("checkpoint") or {}
+    versions = details.get("versions") or {}
+    return (
+        str(details["command"]),
+        "",
+        f"# source SHA-256 {checkpoint.get('sha256')}",
+        f"# architecture {checkpoint.get('arch')}",
+        f"# images {details.get('prepared')}",
+        f"# seed {details.get('seed')}, device {details.get('device')}",
+        "# " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+    )
