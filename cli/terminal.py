@@ -31,16 +31,6 @@ SKIPPED_SHOWN = 5
 LAYERS_SHOWN = 12
 CLASSES_SHOWN = 10
 _LAYER_METRICS = ("symmetric_kl", "mean_shift", "log_var_shift")
-_NAMES = {
-    "mmd2": "MMD²",
-    "energy": "energy distance",
-    "sliced_wasserstein": "sliced Wasserstein",
-    "frechet": "Fréchet distance",
-    "coral": "CORAL",
-    "proxy_a_distance": "proxy A-distance",
-    "c2st_auc": "classifier AUC",
-    "ks_fraction": "features that differ (KS)",
-}
 _STAGES = {
     "before": "Scoring the source model",
     "reading": "Reading images",
@@ -261,28 +251,24 @@ def _reasons(found: "Inspection") -> dict[str, list[str]]:
 
 def _print_domains(out: Console, report: "Report") -> None:
     """Print what source data adds: images, features before and after, and estimates."""
-    from adaptkit.report.answer import p_value
+    from adaptkit.report import IMAGES
+    from adaptkit.report.answer import METRICS, feature_table, p_value
 
     shifts = [r for r in report.rows if r.metric == "input_shift" and r.before is not None]
     if shifts:
         moved = ", ".join(f"{r.scope.rpartition('.')[2]} {r.before:+.2f}" for r in shifts[:3])
         out.print(f"\nThe images against the source's, in its standard deviations: {moved}")
-    images = ("feature:images", "feature:images.")
-    alike = report.row("mmd2_p", images[0])
+    alike = report.row("mmd2_p", IMAGES)
     if alike is not None and alike.before is not None:
         out.print(f"Distributed as the source's, by MMD²: p = {p_value(alike.before)}")
-    rows = [r for r in report.rows if r.scope.startswith("feature:")]
-    rows = [r for r in rows if r.scope != images[0] and not r.scope.startswith(images[1])]
-    if rows:
-        table = _table(f"{rows[0].scope.removeprefix('feature:')} features against source")
-        for title in ("before", "after", "p before", "p after"):
+    distances = feature_table(report)
+    if len(distances):
+        scope = next(r.scope for r in report.rows if r.metric in METRICS and r.scope != IMAGES)
+        table = _table(f"{scope.removeprefix('feature:')} features against source")
+        for title in distances.columns[1:]:
             table.add_column(title, justify="right", no_wrap=True)
-        for row in rows:
-            if not row.metric.endswith("_p"):
-                test = report.row(f"{row.metric}_p", row.scope)
-                p_values = (test.before, test.after) if test else (None, None)
-                figures = ["" if v is None else f"{v:.3g}" for v in (row.before, row.after)]
-                table.add_row(_NAMES[row.metric], *figures, *map(p_value, p_values))
+        for cells in distances.itertuples(index=False):
+            table.add_row(*cells)
         out.print()
         out.print(table)
     estimated = [(name, report.row(f"accuracy_{name.lower()}")) for name in ("ATC", "DoC")]

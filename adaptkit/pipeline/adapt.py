@@ -54,7 +54,7 @@ from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels, some
 from adaptkit.quality import confusion
 from adaptkit.report import Report, Row, verdict
 from adaptkit.report.cells import csv
-from adaptkit.report.charts import Chart, projection_chart
+from adaptkit.report.charts import Chart, layer_chart, projection_chart
 from adaptkit.report.charts.projection import POINTS as SHOWN
 
 _Features = tuple[Vectors | None, Vectors | None, Vectors | None]
@@ -277,7 +277,7 @@ def adapt_folder(
     found = replace(
         found,
         details={**found.details, **words},
-        charts=(*found.charts, *_projection(*features, seed)),
+        charts=(*found.charts, *_more_charts(done.rows, features, seed)),
         pictures=tuple(pictures(first, second, to_score, classes)) if first and second else (),
     )
     if stats_only and done.applied:
@@ -309,13 +309,13 @@ def adapt_folder(
     )
 
 
-def _projection(
-    source: Vectors | None, before: Vectors | None, after: Vectors | None, seed: int
-) -> Iterator[Chart]:
+def _more_charts(rows: Sequence[Row], features: _Features, seed: int) -> Iterator[Chart]:
+    """Yield the charts that `compare` cannot know of: of the method's own rows, and of features."""
+    source, before, after = features
+    charts = [layer_chart(rows)]
     if before is not None and after is not None and len(before) == len(after):
-        chart = projection_chart(before, after, source, seed=seed)
-        if chart:
-            yield chart
+        charts.append(projection_chart(before, after, source, seed=seed))
+    yield from (chart for chart in charts if chart is not None)
 
 
 def _parts(loader: ImageLoader, holdout: float, seed: int) -> tuple[ImageLoader, ImageLoader]:

@@ -1,10 +1,11 @@
 """What a report comes to, in words: for the terminal and the top of the page."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from adaptkit.report.domains import IMAGES
 from adaptkit.report.table import Report, Row
 
 SURE = 0.05  # of a p-value
@@ -76,6 +77,49 @@ def p_value(p: float | None) -> str:
     ('<0.001', '0.250', '')
     """
     return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def feature_table(report: Report) -> pd.DataFrame:
+    """Return how far the target's features lie from the source's, as text; empty without a source.
+
+    The p-values are of "they are distributed as the source's".
+    """
+    found = [r for r in report.rows if r.scope.startswith(_FEATURE)]
+    found = [r for r in found if r.scope.partition(".")[0] != IMAGES and r.metric in METRICS]
+    return _distances(report, found, lambda r: METRICS[r.metric], "{:.3g}")
+
+
+def image_table(report: Report) -> pd.DataFrame:
+    """Return how far the images lie from the source's, as text; empty without a source."""
+    found = [r for r in report.rows if r.metric == "input_shift" and r.before is not None]
+    return _distances(report, found, lambda r: r.scope.rpartition(".")[2], "{:+.2f}")
+
+
+def _distances(
+    report: Report, rows: Sequence[Row], name: Callable[[Row], str], form: str
+) -> pd.DataFrame:
+    every = {(r.metric, r.scope): r for r in report.rows}
+    found = []
+    for row in rows:
+        test = every.get((f"{row.metric}_p", row.scope))
+        p = (test.before, test.after) if test else (None, None)
+        figures = ("" if v is None else form.format(v) for v in (row.before, row.after))
+        found.append((name(row), *figures, *map(p_value, p)))
+    columns = ["against the source", "before", "after", "p before", "p after"]
+    return pd.DataFrame(found, columns=columns)
+
+
+_FEATURE = "feature:"
+METRICS = {
+    "mmd2": "MMD²",
+    "energy": "energy distance",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "frechet": "Fréchet distance",
+    "coral": "CORAL",
+    "proxy_a_distance": "proxy A-distance",
+    "c2st_auc": "classifier AUC",
+    "ks_fraction": "features that differ (KS)",
+}
 
 
 def outcome(report: Report) -> list[str]:

@@ -103,11 +103,15 @@ def _of_grid(chart: Chart, grid: Grid) -> "Figure":
     figure = new_figure(size + 1.2, size)
     axes = figure.subplots()
     most = float(np.abs(grid.values).max(initial=0)) or 1.0
-    image = axes.imshow(grid.values, cmap="PuOr", vmin=-most, vmax=most)
+    signed = bool((grid.values < 0).any())
+    image = axes.imshow(
+        grid.values, cmap="PuOr" if signed else "Blues", vmin=-most if signed else 0, vmax=most
+    )
     for names, axis in ((grid.columns, axes.xaxis), (grid.rows, axes.yaxis)):
         axis.set_ticks(range(len(names)), [_plain(short(name, _LONGEST)) for name in names])
     axes.tick_params("x", rotation=90)
     axes.set_xlabel(chart.x)
+    axes.set_ylabel(grid.y)
     figure.colorbar(image, ax=axes, label=grid.unit)
     axes.set_title(_plain(chart.title))
     return figure

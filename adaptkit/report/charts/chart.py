@@ -47,12 +47,14 @@ class Grid:
         rows: their names.
         columns: their names.
         unit: of the values.
+        y: the label of the rows' axis; that of the columns' is the chart's x.
     """
 
     values: Floats
     rows: Sequence[str]
     columns: Sequence[str]
     unit: str
+    y: str
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from adaptkit.report.cells import short
 from adaptkit.report.charts.chart import Chart, Panel, Series
 from adaptkit.report.table import Row
 
@@ -66,6 +67,7 @@ def _chart(
         Series("before", place, before, "before", labels=names),
         Series("after", place, after, "after", labels=names),
     ]
+    least, most = short(names[0], 60), short(names[-1], 60)
     rose, fell = int((after > before).sum()), int((after < before).sum())
     table = pd.DataFrame({"class": names, "before, %": before, "after, %": after})
     table["change, points"] = after - before
@@ -81,8 +83,8 @@ def _chart(
                 "",
                 series,
                 label,
-                f"Of {len(found):,} classes {rose:,} rose and {fell:,} fell; {names[0]} changed "
-                f"by {after[0] - before[0]:+.1f} points, {names[-1]} by "
+                f"Of {len(found):,} classes {rose:,} rose and {fell:,} fell; {least} changed "
+                f"by {after[0] - before[0]:+.1f} points, {most} by "
                 f"{after[-1] - before[-1]:+.1f}.",
             )
         ],

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from adaptkit.evaluation import Evaluation
+from adaptkit.report.cells import short
 from adaptkit.report.charts.chart import Chart, Floats, Grid
 
 Counts = NDArray[np.int64]
@@ -56,6 +57,7 @@ def confusion_chart(
             part,
             part,
             texts["unit"],
+            texts["rows"],
         ),
         table=pairs.rename(columns={"from": texts["rows"], "to": texts["columns"]}),
         finding=_finding(pairs, texts["unit"]),
@@ -100,7 +102,7 @@ def _pairs(values: Floats, names: Sequence[str], *, off_diagonal: bool) -> pd.Da
     if off_diagonal:
         np.fill_diagonal(size, 0)
     order = np.argsort(-size, axis=None, kind="stable")[:_PAIRS]
-    rows = [divmod(int(flat), len(names)) for flat in order if size.flat[flat] > 0]
+    rows = [divmod(int(flat), values.shape[1]) for flat in order if size.flat[flat] > 0]
     return pd.DataFrame(
         [(names[i], names[j], float(100 * values[i, j])) for i, j in rows],
         columns=["from", "to", "value"],
@@ -112,4 +114,5 @@ def _finding(pairs: pd.DataFrame, unit: str) -> str:
         return "No prediction changed."
     first = pairs.iloc[0]
     sign = "+" if unit == "points" else ""
-    return f"The largest: {first['from']} as {first['to']}, {first['value']:{sign}.1f} {unit}."
+    names = (short(first[end], 60) for end in ("from", "to"))
+    return f"The largest: {' as '.join(names)}, {first['value']:{sign}.1f} {unit}."

@@ -32,9 +32,10 @@ def entropy_chart(before: Scored, after: Scored) -> Chart | None:
     return _chart(
         "entropy",
         "How undecided the model is",
-        f"entropy of the prediction, nats (undecided between all: {log(classes):.2f})",
+        "entropy of the prediction, nats",
         (before.entropy, after.entropy),
         np.linspace(0, log(classes), _BINS + 1),
+        f"From 0, sure, to {log(classes):.2f}, undecided between all {classes:,} classes. "
         "Entropy that falls mostly goes with a gain in accuracy, but not always: it falls too when "
         "a model collapses onto a few classes.",
     )

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 
 from adaptkit.norms import Stored
+from adaptkit.report.cells import short
 from adaptkit.report.charts.chart import Chart, Floats, Panel, Series
 from adaptkit.report.layers import variances
 from adaptkit.report.table import Row
 
-POINTS = 64  # of a layer's channels; more are drawn as so many quantiles
+POINTS = 33  # of a layer's channels; more are drawn as so many quantiles
 _METRICS = {
     "symmetric_kl": ("Divergence", "symmetric KL, nats"),
     "mean_shift": ("Means", "shift of the means, standard deviations"),
@@ -38,7 +39,7 @@ def layer_chart(rows: Sequence[Row]) -> Chart | None:
     return Chart(
         name="layers",
         title="Where along the depth the domain moved",
-        x="norm layer, from the input to the output",
+        x="norm layer, input to output",
         panels=panels,
         caption=(
             "How far what a layer sees of the target lies from what it stores, as the mean over "
@@ -107,7 +108,7 @@ def _pair(before: Floats, after: Floats, names: Sequence[str]) -> list[Series]:
 def _finding(before: Floats, names: Sequence[str]) -> str:
     known = np.where(np.isfinite(before), before, -np.inf)
     most = int(known.argmax())
-    return f"The largest before adapting is {before[most]:.3g}, at {names[most]}."
+    return f"The largest before adapting is {before[most]:.3g}, at {short(names[most], 60)}."
 
 
 def _channels(stored: Stored, target: Stored) -> tuple[Floats, Floats]:

@@ -38,7 +38,7 @@ def precision_chart(statistics: Statistics | None) -> Chart | None:
     return Chart(
         name="precision",
         title="Would more images make the statistics more precise?",
-        x="images that the statistics are taken from",
+        x="number of images",
         panels=[
             Panel(
                 "",

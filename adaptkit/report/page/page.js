@@ -10,7 +10,7 @@ for (const button of document.querySelectorAll("th button")) {
     for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
     header.setAttribute("aria-sort", down ? "descending" : "ascending");
     const body = table.tBodies[0];
-    const key = (row) => row.cells[column].dataset.key;
+    const key = (row) => row.cells[column].dataset.key ?? row.cells[column].textContent;
     const numbers = [...body.rows].every((row) => key(row) === "" || !Number.isNaN(Number(key(row))));
     const order = (a, b) => {
       if (key(a) === "" || key(b) === "") return (key(a) === "") - (key(b) === "");
@@ -51,8 +51,8 @@ function draw(figure, spec) {
   const panel = spec.panels[picked ? Number(picked.value) : 0];
   const data = panel.data.map((trace) => {
     if (trace.meta === "grid") {
-      const scale = [[0, colour("before")], [0.5, colour("paper")], [1, colour("after")]];
-      return { ...trace, colorscale: scale };
+      const ends = [colour("before"), colour("paper"), colour("after")].slice(trace.zmin < 0 ? 0 : 1);
+      return { ...trace, colorscale: ends.map((end, place) => [place / (ends.length - 1), end]) };
     }
     const own = colour(trace.meta);
     return {

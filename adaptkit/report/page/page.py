@@ -124,7 +124,7 @@ def _in_script(value: Any) -> Markup:
 @dataclass(frozen=True)
 class _Cell:
     text: str
-    key: str  # what it is sorted by: a number, or the text
+    key: str | None  # what it is sorted by, where that is not its text
     kind: str  # of a CSS class: "figure", "rise", "fall" or "name"
 
 
@@ -139,12 +139,13 @@ def _cells(table: pd.DataFrame, signed: Sequence[str], right: Sequence[str]) -> 
 def _cell(value: Any, column: str) -> _Cell:
     text = written(value)
     if isinstance(value, str) or not text:
-        return _Cell(text, text, "figure" if column == "right" else "name")
+        return _Cell(text, None, "figure" if column == "right" else "name")
     number = float(value)
+    key = None if text == repr(value) else f"{number:.9g}"
     if column != "signed":
-        return _Cell(text, repr(number), "figure")
+        return _Cell(text, key, "figure")
     kind = "rise" if number > 0 else "fall" if number < 0 else "figure"
-    return _Cell(f"+{text}" if number > 0 else text, repr(number), kind)
+    return _Cell(f"+{text}" if number > 0 else text, key, kind)
 
 
 _ENVIRONMENT = Environment(

@@ -6,14 +6,23 @@ from typing import Any
 
 import pandas as pd
 
-from adaptkit.report.answer import COLUMNS, decision, figures_table, headline, outcome
+from adaptkit.report.answer import (
+    COLUMNS,
+    decision,
+    feature_table,
+    figures_table,
+    headline,
+    image_table,
+    outcome,
+)
+from adaptkit.report.cells import short
 from adaptkit.report.page.page import Page, Section
 from adaptkit.report.table import Report
 
 # Title, text and the charts that answer it.
 _QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Class by class", "", ("recall", "confusion", "shares")),
-    ("How sure the model is", "", ("reliability", "confidence", "entropy")),
+    ("Confidence", "", ("reliability", "confidence", "entropy")),
     ("What the norm layers see", "", ("layers", "channels", "precision")),
     ("In the model's features", "", ("projection",)),
 )
@@ -36,13 +45,15 @@ def _title(details: Mapping[str, Any]) -> str:
     source, target = arguments.get("source"), arguments.get("target")
     if not source or not target:
         return "Before and after"
-    return f"{PurePath(source).name}, adapted to {PurePath(target).name or target}"
+    names = (short(PurePath(str(path)).name or str(path), 80) for path in (source, target))
+    return ", adapted to ".join(names)
 
 
 def _sections(report: Report) -> Iterator[Section]:
     details = report.details
     if _unlabelled(report):
-        yield Section("What cannot be known here", items=_UNKNOWN)
+        mix = [_MIX] if details["method"] == "adabn" else []
+        yield Section("Without labels", items=[_UNKNOWN, *mix, _SEEN])
     yield Section(
         "Before and after",
         " ".join(outcome(report)) if "method" in details else "",
@@ -54,11 +65,15 @@ def _sections(report: Report) -> Iterator[Section]:
     charts = {chart.name: chart for chart in report.charts}
     for title, text, names in _QUESTIONS:
         found = [charts[name] for name in names if name in charts]
-        domains = _domains(report) if "projection" in names else pd.DataFrame()
-        if title.startswith("What the norm"):
+        if "layers" in names:
             text = str(details.get("verdict") or "")
-        if found or len(domains):
-            yield Section(title, text, domains, charts=found)
+        distances = feature_table(report) if "projection" in names else pd.DataFrame()
+        if found or len(distances):
+            yield Section(title, text, distances, right=list(distances.columns[1:]), charts=found)
+    moved = image_table(report)
+    if len(moved):
+        text = "How far the images themselves lie from the source's, in its standard deviations."
+        yield Section("In the images", text, moved, right=list(moved.columns[1:]))
     if report.pictures:
         yield Section(
             "Images whose prediction changed", _of_pictures(report), pictures=report.pictures
@@ -76,12 +91,16 @@ def _unlabelled(report: Report) -> bool:
 
 
 _UNKNOWN = (
-    "Whether the accuracy rose or fell: the images have no labels. No figure on this page replaces "
-    "them; a hundred labelled images would tell.",
-    "Whether the mix of classes is the source's, as AdaBN assumes. The shares of the predictions "
-    "below are what there is to judge it by.",
-    "What can be seen: how far each layer's input moved and that adapting took it back, how sure "
-    "the model became, and which predictions changed.",
+    "Cannot be known: whether the accuracy rose or fell. No figure on this page takes the place of "
+    "labels; a hundred labelled images would tell."
+)
+_MIX = (
+    "Cannot be known: whether the mix of classes is the source's, as AdaBN assumes. The shares of "
+    "the predictions below are what there is to judge it by."
+)
+_SEEN = (
+    "Can be seen: how far the domain moved for each layer and what of that adapting took back, how "
+    "sure the model became, and which predictions changed."
 )
 
 
@@ -92,22 +111,6 @@ def _of_pictures(report: Report) -> str:
             "prediction is right, you can see for yourself."
         )
     return "Best: wrong before and right after. Worst: right before and wrong after."
-
-
-def _domains(report: Report) -> pd.DataFrame:
-    """Return how far target and source images lie apart, before and after."""
-    rows = [
-        r for r in report.rows if r.scope.startswith("feature:") and not r.metric.endswith("_p")
-    ]
-    tests = {(r.metric, r.scope): r for r in report.rows if r.scope.startswith("feature:")}
-    found = []
-    for row in rows:
-        test = tests.get((f"{row.metric}_p", row.scope))
-        of = row.scope.removeprefix("feature:")
-        p = (test.before, test.after) if test else (None, None)
-        found.append((row.metric.replace("_", " "), of, row.before, row.after, *p))
-    columns = ["distance to the source", "of", "before", "after", "p before", "p after"]
-    return pd.DataFrame(found, columns=columns)
 
 
 def _repeat(details: Mapping[str, Any]) -> Sequence[str]:

@@ -10,9 +10,9 @@ from adaptkit.report.cells import short
 from adaptkit.report.charts import Chart, Grid, Series
 from adaptkit.report.drawing import thinned
 
-_TICKS = 24  # names on an axis at most
+_TICKS = 20  # names on an axis at most
 _ON_AXIS, _ON_HOVER = 18, 80  # characters of a name
-_DIGITS = 5  # of a figure, where four decide what is seen
+_DIGITS = 4  # of a figure, which are more than can be seen
 _SYMBOLS = {"before": "circle", "after": "square", "source": "triangle-up"}
 _SYMBOLS |= {"one": "circle", "other": "square"}
 _DASHES = {"before": "dash", "guide": "dot"}
@@ -26,7 +26,10 @@ def spec(chart: Chart) -> dict[str, Any]:
     escaped, since plotly reads some HTML in texts.
     """
     if chart.grid is not None:
-        return {"panels": [_panel("", "", [_heat(chart.grid)])], **_around(chart, chart.grid)}
+        return {
+            "panels": [_panel("", chart.grid.y, [_heat(chart.grid)])],
+            **_around(chart, chart.grid),
+        }
     panels = [_panel(p.name, p.y, [_trace(s) for s in p.series], p.finding) for p in chart.panels]
     return {"panels": panels, **_around(chart)}
 
@@ -55,12 +58,13 @@ def _around(chart: Chart, grid: Grid | None = None) -> dict[str, Any]:
 
 def _names(names: Iterable[str]) -> dict[str, Any]:
     every = list(names)
-    places = thinned(len(every), _TICKS if len(every) > 40 else len(every))
+    places = thinned(len(every), _TICKS)
     return {
         "zeroline": False,
         "showgrid": False,
         "tickmode": "array",
         "tickvals": places,
+        "tickfont": {"size": 11 if len(places) > 12 else 13},
         "ticktext": [_text(every[i], _ON_AXIS) for i in places],
     }
 
@@ -115,7 +119,7 @@ def _heat(grid: Grid) -> dict[str, Any]:
         "z": [_numbers(row) for row in grid.values],
         "x": list(range(len(columns))),
         "y": list(range(len(rows))),
-        "zmin": -_rounded(most),
+        "zmin": 0 if (grid.values >= 0).all() else -_rounded(most),
         "zmax": _rounded(most),
         "text": [[f"{row} as {column}" for column in columns] for row in rows],
         "hovertemplate": f"%{{text}}: %{{z:.3g}} {_text(grid.unit, 20)}<extra></extra>",
