@@ -54,6 +54,7 @@ def as_text(frame: pd.DataFrame, form: Form, paths: Sequence[str | Path] = ()) -
             "is not known: confidence that rises and entropy that falls are hints, no more.",
             readable(frame),
             signed=[_CHANGE],
+            right=["95% interval", "p"],
         )
     ]
     return render(Page("Runs compared", answer(frame), sections, [line]))
