@@ -48,6 +48,7 @@ def test_the_python_examples_run(
         exec(compile(block, "README.md", "exec"), names)
     assert re.match(r"\d\d\.\d% -> \d\d\.\d%\n", capsys.readouterr().out)
     assert (folder / "report.csv").exists()
+    assert (folder / "report.html").exists()
     assert (folder / "adapted.pt").exists()
 
 
