@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
-from adaptkit import DependencyError, Evaluation, compare, estimate
+from adaptkit import DependencyError, Evaluation, adapt, compare, estimate, evaluate_dense
 from adaptkit.norms import Stored
 from adaptkit.quality import quality
 from adaptkit.report import Report, Row
@@ -261,3 +261,14 @@ def test_what_the_page_draws_is_json_without_a_tag(names: list[str]) -> None:
             del panel["finding"]  # which the page sets as text
         text = json.dumps(found, allow_nan=False)
         assert "<" not in text.replace("<extra></extra>", "")
+
+
+def test_segmentation_has_its_charts() -> None:
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 4, 1))
+    batches = [(torch.randn(6, 3, 5, 5) + 1, torch.randint(0, 4, (6, 5, 5)))]
+    before, after = evaluate_dense(net, batches), evaluate_dense(adapt(net, batches), batches)
+    found = charts(compare(before, after))
+    want = {"recall", "shares", "confidence", "entropy", "layers", "channels"}
+    assert set(found) == want
+    assert "intersection over union" in found["recall"].panels[0].y
+    assert set(compare(before, after).figures()) == want

@@ -1,0 +1,112 @@
+"""What a run sees beside its scores: features in the same pass, and pictures of what changed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from adaptkit import DataError, Transform, evaluate, image_folder
+from adaptkit.data import ImageLoader
+from adaptkit.features import NoFeaturesError, Tap, features
+from adaptkit.pipeline.opening import Head
+from adaptkit.pipeline.pictures import pictures
+from adaptkit.pipeline.scoring import score_and_see
+
+CLASSES = Head("classes", 4)
+
+
+class Net(nn.Module):
+    """Gives logits; its last linear layer runs so many times."""
+
+    def __init__(self, times: int = 1) -> None:
+        super().__init__()
+        self.head, self.times = nn.Linear(4, 4), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        for _ in range(self.times):
+            x = self.head(x)
+        return x
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageLoader:
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        size = (8, 8) if k else (300, 200)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(tmp_path / f"{k:02}.png")
+    (tmp_path / "07.png").write_bytes(b"broken")
+    return image_folder(
+        tmp_path, transform=Transform((8, 8), channels=1, mean=(0.5,), std=(0.5,)), batch_size=6
+    )
+
+
+def test_features_come_with_the_scores(images: ImageLoader) -> None:
+    net = Net()
+    scores, vectors = score_and_see(net, images, CLASSES, most=100, seed=0)
+    assert scores is not None
+    assert len(scores) == 19
+    np.testing.assert_array_equal(vectors, features(net, images))
+    np.testing.assert_array_equal(scores.confidence, evaluate(net, images).confidence)
+    assert not net.head._forward_pre_hooks
+
+
+def test_the_same_few_are_taken_each_time(images: ImageLoader) -> None:
+    net = Net()
+    every = features(net, images)
+    few = [score_and_see(net, images, CLASSES, most=5, seed=1)[1] for _ in range(2)]
+    assert few[0] is not None
+    assert 4 <= len(few[0]) <= 5  # one that was drawn may be the broken one
+    np.testing.assert_array_equal(few[0], few[1])
+    assert all((every == row).all(1).any() for row in few[0])
+
+
+def test_a_model_without_one_vector_an_image_is_scored_all_the_same(images: ImageLoader) -> None:
+    scores, vectors = score_and_see(Net(times=2), images, CLASSES, most=5, seed=0)
+    assert scores is not None
+    assert len(scores) == 19
+    assert vectors is None
+    assert score_and_see(Net(), images, Head("other", None), most=5, seed=0) == (None, None)
+
+
+def test_what_a_tap_cannot_take() -> None:
+    net = Net(times=2)
+    with Tap(net) as tap:
+        net(torch.zeros(1, 1, 8, 8))
+        with pytest.raises(NoFeaturesError, match="2 times"):
+            tap.take()
+        with pytest.raises(DataError, match="not at all"):
+            tap.take()
+
+
+def test_pictures_are_small_and_named(images: ImageLoader) -> None:
+    nets = Net(), Net()
+    nets[1].head.weight.data.neg_()
+    before, after = (evaluate(net, images) for net in nets)
+    found = list(pictures(before, after, images, ["a", "b", "c", "d"]))
+    changed = int((before.predictions != after.predictions).sum())
+    assert len(found) == min(changed, len(found))
+    assert found
+    assert {p.kind for p in found} <= {"best", "worst"}
+    paths = [path.as_posix() for path in images.read()]
+    for picture in found:
+        place = paths.index(picture.name)
+        assert picture.before[0] == "abcd"[before.predictions[place]]
+        assert picture.after == ("abcd"[after.predictions[place]], after.confidence[place])
+        assert picture.label is None
+        large = picture.name == "00.png"
+        assert picture.media == ("image/jpeg" if large else "image/png")
+        assert picture.data.startswith(b"\xff\xd8" if large else b"\x89PNG")
+        assert len(picture.data) < 10_000
+
+
+def test_an_image_that_has_vanished_is_left_out(images: ImageLoader) -> None:
+    nets = Net(), Net()
+    nets[1].head.weight.data.neg_()
+    before, after = (evaluate(net, images) for net in nets)
+    first = next(iter(pictures(before, after, images, None)))
+    (images.listing.root / first.name).unlink()
+    assert first.name not in [p.name for p in pictures(before, after, images, None)]
