@@ -1,14 +1,15 @@
 """AdaBN in one call: the model, with the target's normalisation statistics."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adaptkit.device import resolve_device
 from adaptkit.estimation import estimate
+from adaptkit.moments import Moments
 
 
 def adapt(
@@ -16,6 +17,7 @@ def adapt(
     loader: Iterable[Any],
     *,
     prior: float = 0,
+    correction: Callable[[str, Moments], tuple[Tensor, Tensor]] | None = None,
     inplace: bool = False,
     device: torch.device | str | None = None,
     **options: Any,
@@ -33,6 +35,8 @@ def adapt(
             (N + n), layer by layer as the sample passes (at the end with mode "stream"). About 8
             steady a target of fewer than 32 images; a larger one needs none
             (`python -m benchmarks target-size`).
+        correction: of the statistics, layer by layer; `adaptkit.guard.ClassMix` corrects them for
+            a mix of classes that is not the source's.
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
         **options: of `estimate`: mode, samples, tolerance, memory, layers, weight, precision,
@@ -56,7 +60,9 @@ def adapt(
     adapted = model if inplace else copy.deepcopy(model)
     if device is not None:
         adapted = adapted.to(resolve_device(device))
-    statistics = estimate(adapted, loader, prior=prior, **options)
+    statistics = estimate(adapted, loader, prior=prior, correction=correction, **options)
     if prior:
         statistics = statistics.blend(adapted, prior=prior)
+    if correction:
+        statistics = statistics.corrected(correction)
     return statistics.apply(adapted)

@@ -14,6 +14,8 @@ from adaptkit.errors import EstimationError
 from adaptkit.estimation.coroutine import Coroutine, current
 from adaptkit.moments import Moments, PerSample
 
+Settle = Callable[[str, Moments], tuple[Tensor, Tensor]]
+
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -31,7 +33,7 @@ def lockstep(
     forward: Callable[[nn.Module, Any], Any],
     *,
     weight: Tensor | None = None,
-    share: float = 1,
+    settle: Settle | None = None,
     visits: int | None = None,
     owned: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
@@ -52,8 +54,8 @@ def lockstep(
         micro_batches: what `forward` takes, on the model's device.
         forward: runs one micro-batch through the model; what it returns is dropped.
         weight: shape (N,), one for each sample of all micro-batches in order.
-        share: how much of what a layer normalises by is the new statistics, 0 to 1; the rest is
-            what stood in it.
+        settle: gives the mean and variance that a layer normalises by, of its name and moments; by
+            default they are the moments' own.
         visits: stop after so many visits to norm layers, if it is known that no more come.
         owned: layers whose input nothing else reads. Those of torch's own BatchNorm normalise in
             place: fresh memory costs more than the arithmetic.
@@ -65,7 +67,6 @@ def lockstep(
         BaseException: the first error of any micro-batch, as it was raised; no thread is left.
     """
     found: dict[str, Moments] = {}
-    source = {name: norms.read(layer) for name, layer in layers.items()}
     members: set[Coroutine[_Arrival]] = set()
     done = 0
 
@@ -95,8 +96,7 @@ def lockstep(
             here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
             found[name] = found[name] + here if name in found else here
             _check(name, found[name])
-            new = found[name].mean, found[name].variance()
-            norms.replace(layers[name], *source[name].towards(*new, share))
+            norms.replace(layers[name], *(settle or _as_found)(name, found[name]))
             done += 1
             if progress:
                 progress(len(found))
@@ -115,6 +115,10 @@ def _advance(coroutines: Sequence[Coroutine[_Arrival]]) -> list[_Arrival]:
                 f"layers in the same order for every batch"
             )
     return [a for a in arrivals if a]
+
+
+def _as_found(_: str, moments: Moments) -> tuple[Tensor, Tensor]:
+    return moments.mean, moments.variance()
 
 
 def _at(name: str | None) -> str:

@@ -15,7 +15,7 @@ from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import heap
-from adaptkit.estimation.lockstep import lockstep
+from adaptkit.estimation.lockstep import Settle, lockstep
 from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
@@ -48,6 +48,7 @@ def estimate(
     tolerance: float | None = None,
     memory: int | None = None,
     prior: float = 0,
+    correction: Settle | None = None,
     layers: norms.Select = None,
     weight: Weight | None = None,
     device: torch.device | str | None = None,
@@ -87,6 +88,9 @@ def estimate(
         prior: with N above 0, every layer normalises by what `Statistics.blend` of prior N makes of
             its statistics, so that the next ones' are of what an adapted model with that prior
             sees. What is returned is not blended. "stream" blends nothing, as a chunk is not all.
+        correction: gives the mean and variance that a layer normalises by, of its name and moments
+            (see `adaptkit.guard.ClassMix`); what is returned is not corrected (see
+            `Statistics.corrected`). Not together with `prior` or "stream".
         layers: names or globs of the layers to estimate, or a predicate of name and layer; the
             others keep their statistics. By default all.
         weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
@@ -118,6 +122,8 @@ def estimate(
     ([2.0, 2.0], [4.0, 3.0])
     """
     wanted = checked(mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad, prior=prior)
+    if correction is not None and (prior or mode == "stream"):
+        raise EstimationError("Expected a correction with mode 'exact' and without a prior")
     model, chosen_layers, where = prepared(model, layers, device)
     chosen = draw(loader, wanted, seed)
     dropped: list[int] = []
@@ -126,7 +132,7 @@ def estimate(
         tensors=forward is None,
     )
     engine = _Engine(
-        model, chosen_layers, forward or call, memory, where, precision, progress, prior
+        model, chosen_layers, forward or call, memory, where, precision, progress, prior, correction
     )
     with norms.evaluating(model), heap.kept(where):
         sample.grow(1)
@@ -158,6 +164,7 @@ class _Engine:
     precision: str
     progress: Progress | None
     prior: float
+    correction: Settle | None
     rows: int = 1  # of a micro-batch
 
     def exact(self, sample: Sample, total: int | None, tolerance: float | None) -> Statistics:
@@ -239,12 +246,17 @@ class _Engine:
                 sample.micro_batches(self.rows),
                 self.forward,
                 weight=sample.weights(),
-                share=sample.count / (sample.count + prior),
+                settle=self.correction or self._blended(sample.count / (sample.count + prior)),
                 owned=() if self._watched() else seen.owned,
                 # A layer that the probe did not pass may still come for other samples.
                 visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
                 progress=report and (lambda done: report("estimating", done, len(self.layers))),
             )
+
+    def _blended(self, share: float) -> Settle:
+        """Return what blends such a share of a layer's moments with what stands in it now."""
+        source = {name: norms.read(layer) for name, layer in self.layers.items()}
+        return lambda name, found: source[name].towards(found.mean, found.variance(), share)
 
     def _watched(self) -> bool:
         """Whether hooks of the user's might keep an activation, which then must stay as it is."""

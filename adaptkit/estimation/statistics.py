@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,18 @@ class Statistics(Mapping[str, Moments]):
             mean, variance = norms.read(layers[name]).towards(*new, share)
             blended[name] = _of_variance(moments, mean, variance)
         return replace(self, moments=blended)
+
+    def corrected(
+        self, correction: Callable[[str, Moments], tuple[Tensor, Tensor]]
+    ) -> "Statistics":
+        """Return the means and variances that a correction makes of these.
+
+        Take it of `estimate(..., correction=)` of the same correction, whose deep layers saw what
+        earlier ones make of it. Standard errors of the result are unknown (NaN).
+        """
+        given = {name: correction(name, moments) for name, moments in self.moments.items()}
+        changed = {name: _of_variance(self.moments[name], *pair) for name, pair in given.items()}
+        return replace(self, moments=changed)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Write the means and unbiased variances into a model's norm layers, and return the model.
