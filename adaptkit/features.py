@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptkit import norms
-from adaptkit.batches import Forward, call, device_of, to_device
+from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.errors import DataError
 
 
@@ -60,7 +60,7 @@ def features(
     with Tap(model, layer) as tap, norms.evaluating(model), torch.no_grad():
         for batch in loader:
             (forward or call)(model, to_device(batch, where))
-            found.append(tap.take())
+            found.append(tap.take(None if forward else len(inputs_of(batch))))
             if progress:
                 progress("features", sum(map(len, found)), None)
     if not any(map(len, found)):
@@ -100,15 +100,25 @@ class Tap:
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
 
-    def take(self) -> NDArray[np.float32]:
+    def take(self, rows: int | None = None) -> NDArray[np.float32]:
         """Return the features of the batch that passed since the last call, shape (N, D).
 
+        Args:
+            rows: how many samples the batch had, if known.
+
         Raises:
-            DataError: none passed or more than one, or the layer gives no tensor of (N, D, ...).
+            DataError: none passed or more than one, the layer gives no tensor of (N, D, ...), or
+                its rows are not the samples.
         """
         seen = list(self._seen)
         self._seen.clear()
-        return _vectors(seen, self._name, isinstance(self._module, nn.Linear))
+        vectors = _vectors(seen, self._name, isinstance(self._module, nn.Linear))
+        if rows is not None and len(vectors) != rows:
+            raise NoFeaturesError(
+                f"layer {self._name!r} gives {len(vectors)} rows for {rows} samples: name another "
+                f"layer"
+            )
+        return vectors
 
 
 def _chosen(model: nn.Module, layer: str | None) -> tuple[nn.Module, bool]:

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from adaptkit.norms import Stored
 from adaptkit.quality import quality
 from adaptkit.report import Report, Row
 from adaptkit.report.cells import short
-from adaptkit.report.charts import Chart, Series, confusion_chart, recall_chart
+from adaptkit.report.charts import (
+    Chart,
+    Series,
+    confusion_chart,
+    precision_chart,
+    recall_chart,
+)
 from adaptkit.report.charts.projection import projection_chart
 from adaptkit.report.page.spec import spec
 from adaptkit.report.pictures import changed
@@ -91,7 +98,11 @@ def test_confusion_is_the_change_of_shares_of_each_class() -> None:
     np.testing.assert_allclose(chart.grid.values.sum(1), 0, atol=1e-9)
     assert list(chart.grid.rows) == list("abcde")
     first = chart.table.iloc[0]
-    assert abs(first["value"]) == np.abs(chart.grid.values).max()
+    i, j = "abcde".index(first["class"]), "abcde".index(first["predicted as"])
+    assert first["points"] == pytest.approx(chart.grid.values[i, j])
+    assert first["images"] == round(0.8 * chart.grid.values[i, j])  # of 80 in each class
+    assert abs(first["images"]) == chart.table["images"].abs().max()
+    assert f"{first['class']} as {first['predicted as']}, " in chart.finding
 
 
 def test_without_labels_it_is_where_predictions_moved() -> None:
@@ -99,7 +110,10 @@ def test_without_labels_it_is_where_predictions_moved() -> None:
     chart = charts(compare(before, after))["confusion"]
     assert chart.grid is not None
     want = confusion_matrix(before.predictions, after.predictions, normalize="true")
+    np.fill_diagonal(want, 0)
     np.testing.assert_allclose(chart.grid.values, 100 * want)
+    moved = int((before.predictions != after.predictions).sum())
+    assert chart.finding.startswith(f"{moved} of 400 predictions changed")
     assert (chart.table["predicted before"] != chart.table["predicted after"]).all()
 
 
@@ -116,6 +130,42 @@ def test_of_many_classes_the_confusion_shows_those_that_changed_most() -> None:
     assert chart.grid.values.shape == (30, 30)
     assert {"41", "52"} <= set(chart.grid.rows)
     assert chart.table.iloc[0][:2].tolist() == ["41", "52"]
+
+
+def changed_to(evaluation: Evaluation, predictions: Any, **options: Any) -> Evaluation:
+    return replace(evaluation, predictions=np.asarray(predictions, dtype=np.int64), **options)
+
+
+def test_confusions_that_cancel_and_predictions_that_are_none() -> None:
+    base = evaluation(0, 1.0, n=4, classes=2)
+    swapped = compare(changed_to(base, [0, 0, 1, 1]), changed_to(base, [1, 1, 0, 0]))
+    assert charts(swapped)["confusion"].finding == "No class's confusions changed in sum."
+    grid = charts(compare(changed_to(base, [0, 1, 0, 1]), changed_to(base, [-1, 1, 0, 1])))[
+        "confusion"
+    ].grid
+    assert grid is not None
+    assert list(grid.columns) == ["0", "1", "none"]
+    assert grid.values[0].tolist() == [-50, 0, 50]
+    same = changed_to(base, [0, 1, 0, 1], labels=None)
+    assert charts(compare(same, same))["confusion"].finding == "No prediction changed."
+
+
+def test_evaluations_that_do_not_know_their_classes() -> None:
+    base = evaluation(0, 1.0, n=6, classes=6)
+    pair = [changed_to(base, p, classes=None) for p in ([0] * 6, [1] * 6)]
+    found = charts(compare(*pair))
+    assert found["confusion"].grid is not None
+    assert list(found["confusion"].grid.rows) == [*"012345"]
+    steps = series(found["entropy"], "after")
+    assert steps.x[-1] == pytest.approx(base.entropy.max())
+    assert "undecided" not in found["entropy"].caption
+
+
+def test_memory_of_the_confusions_does_not_grow_with_the_classes() -> None:
+    before, after = (evaluation(seed, 0.5, n=500, classes=200_000) for seed in (0, 1))
+    chart = confusion_chart(before, after)
+    assert chart.grid is not None
+    assert chart.grid.values.shape == (30, 30)
 
 
 def test_layers_are_in_order_of_depth_and_the_channels_start_with_the_one_that_moved_most() -> None:
@@ -167,6 +217,17 @@ def test_precision_goes_through_what_was_measured_and_falls_by_the_root() -> Non
     assert at.y[0] == pytest.approx(100 * max(statistics.errors().values()))
     curve = series(found, "the worst layer, by 1/√n")
     np.testing.assert_allclose(curve.y * np.sqrt(curve.x), at.y[0] * np.sqrt(50))
+
+
+def test_precision_of_one_layer_and_of_equal_images() -> None:
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
+    found = precision_chart(estimate(net, [torch.randn(50, 3)]))
+    assert found is not None
+    assert len(found.panels[0].series) == 2
+    assert list(found.table.columns) == ["images", "the worst layer, %"]
+    same = torch.randn(1, 3, 4, 4).repeat(6, 1, 1, 1)
+    assert precision_chart(estimate(torch.nn.BatchNorm2d(3), [same])) is None
+    assert precision_chart(None) is None
 
 
 def test_a_projection_is_the_sources_principal_components() -> None:

@@ -72,6 +72,34 @@ def test_a_model_without_one_vector_an_image_is_scored_all_the_same(images: Imag
     assert score_and_see(Net(), images, Head("other", None), most=5, seed=0) == (None, None)
 
 
+class Rows(nn.Module):
+    """Passes several rows an image through its linear layer: crops, or time steps first."""
+
+    def __init__(self, steps_first: bool) -> None:
+        super().__init__()
+        self.head, self.steps_first = nn.Linear(16, 4), steps_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.adaptive_avg_pool2d(x, (6, 16)).squeeze(1)  # (N, T, D)
+        if self.steps_first:
+            return self.head(x.transpose(0, 1)).mean(0)
+        return self.head(x.flatten(0, 1)).unflatten(0, (-1, 6)).mean(1)
+
+
+@pytest.mark.parametrize("steps_first", [False, True])
+def test_rows_that_are_not_images_are_not_taken_for_them(
+    images: ImageLoader, steps_first: bool
+) -> None:
+    """As many time steps as images in a batch (6) would look like one row an image."""
+    scores, vectors = score_and_see(Rows(steps_first), images, CLASSES, most=5, seed=0)
+    assert scores is not None
+    assert len(scores) == 19
+    assert vectors is None
+    if not steps_first:
+        with pytest.raises(NoFeaturesError, match="36 rows for 6 samples"):
+            features(Rows(steps_first), images)
+
+
 def test_what_a_tap_cannot_take() -> None:
     net = Net(times=2)
     with Tap(net) as tap:

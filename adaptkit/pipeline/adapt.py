@@ -179,7 +179,8 @@ def adapt_folder(
         stage: str, net: torch.nn.Module, images: ImageLoader
     ) -> tuple[Scores, Vectors | None]:
         with clock.stage(stage):
-            watch = progress and (lambda _, n, __: progress(stage, n, total))
+            count = len(images.dataset)  # type: ignore[arg-type]
+            watch = progress and (lambda _, n, __: progress(stage, n, count))
             return score_and_see(net, images, head, most=SHOWN, seed=seed, progress=watch)
 
     with some_readable(to_score):

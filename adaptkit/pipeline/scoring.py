@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adaptkit.batches import Forward, call
+from adaptkit import norms
+from adaptkit.batches import Forward, call, device_of, inputs_of
 from adaptkit.data import ImageLoader
 from adaptkit.dense import DenseEvaluation, evaluate_dense
 from adaptkit.estimation import Statistics
@@ -61,12 +62,13 @@ def score_and_see(
     found: list[NDArray[np.float32]] = []
     try:
         with Tap(model) as tap:
+            _check_one_image(model, tap, images)
             count = 0
 
             def forward(net: nn.Module, batch: Any) -> Any:
                 nonlocal count
                 output = call(net, batch)
-                vectors = tap.take()
+                vectors = tap.take(len(inputs_of(batch)))
                 found.append(vectors[chosen[count : count + len(vectors)]])
                 count += len(vectors)
                 return output
@@ -75,6 +77,15 @@ def score_and_see(
     except NoFeaturesError:
         return score(model, images, head, progress=progress), None
     return scores, np.concatenate(found) if found else None
+
+
+def _check_one_image(model: nn.Module, tap: Tap, images: ImageLoader) -> None:
+    """Pass a blank image: a layer whose rows are time steps could have as many as a batch."""
+    transform = images.transform
+    blank = torch.zeros(1, transform.channels, *transform.image_size, device=device_of(model))
+    with norms.evaluating(model), torch.no_grad():
+        model(blank)
+    tap.take(1)
 
 
 def reported(

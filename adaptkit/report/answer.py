@@ -175,31 +175,58 @@ def _done(details: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _gained(report: Report) -> Iterator[str]:
+    kind = (report.details.get("outputs") or {}).get("kind")
+    estimated = _pair(report, "accuracy_atc")
+    if estimated:
+        yield (
+            f"Accuracy estimated from labelled source images: {100 * estimated[0]:.0f}% → "
+            f"{100 * estimated[1]:.0f}% (a guess, not a measurement)."
+        )
     for metric, word in (("accuracy", "accuracy"), ("mean_iou", "mean IoU")):
-        row = report.row(metric)
-        if row is not None and row.before is not None and row.after is not None:
-            change = f"{100 * (row.after - row.before):+.1f} points"
+        measured, row = _pair(report, metric), report.row(metric)
+        if measured and row:
+            change = f"{100 * (measured[1] - measured[0]):+.1f} points"
             if row.ci_low is not None and row.ci_high is not None:
                 change += f", 95% interval {100 * row.ci_low:+.1f} to {100 * row.ci_high:+.1f}"
-            yield (f"Measured {word}: {100 * row.before:.1f}% → {100 * row.after:.1f}% ({change}).")
+            before, after = (f"{100 * value:.1f}%" for value in measured)
+            yield f"Measured {word}: {before} → {after} ({change})."
             return
-    row = report.row("accuracy_atc")
-    if row is not None and row.before is not None and row.after is not None:
-        yield (
-            f"Accuracy estimated from labelled source images: {100 * row.before:.0f}% → "
-            f"{100 * row.after:.0f}% (a guess, not a measurement)."
-        )
-        return
-    yield "Whether the accuracy rose is not known: the images have no labels."
+    if kind == "other":
+        yield "Whether that helped is not known: what the model gives cannot be scored."
+    elif not estimated:
+        yield "Whether the accuracy rose is not known: there are no labels of the model's classes."
+
+
+def _pair(report: Report, metric: str) -> tuple[float, float] | None:
+    row = report.row(metric)
+    if row is None or row.before is None or row.after is None:
+        return None
+    return row.before, row.after
 
 
 def decision(report: Report) -> str:
     """Say what was decided and on what grounds."""
-    accuracy = report.row("accuracy")
-    written = "The adapted model was written as asked; nothing weighed it against the source model"
-    if accuracy is None or accuracy.change is None or accuracy.p_value is None:
-        return f"{written}, and without labels no figure here proves it better."
-    if accuracy.p_value >= SURE:
-        return f"{written}. By the labels the two are not told apart."
-    better = "the adapted" if accuracy.change > 0 else "the source"
-    return f"{written}. By the labels {better} model is the better one."
+    arguments = report.details.get("arguments") or {}
+    what = "The adapted model was written"
+    if report.details.get("method") == "adain":
+        what = "The source model was written with a transform that restyles its images"
+    elif arguments.get("stats_only"):
+        what = "The target's statistics were written"
+    said = f"{what} as asked; nothing weighed it against the source model"
+    change = _sure_change(report)
+    if change is None:
+        return f"{said}, and without labels no figure here proves it better."
+    if not change:
+        return f"{said}. By the labels the two are not told apart."
+    return f"{said}. By the labels {'adapting' if change > 0 else 'the source'} is better."
+
+
+def _sure_change(report: Report) -> float | None:
+    """Return by how much the labels say it changed, 0 where that may be chance, None without."""
+    accuracy, iou = report.row("accuracy"), report.row("mean_iou")
+    if accuracy is not None and accuracy.change is not None and accuracy.p_value is not None:
+        return accuracy.change if accuracy.p_value < SURE else 0.0
+    if iou is not None and iou.change is not None and None not in (iou.ci_low, iou.ci_high):
+        sure = not (iou.ci_low or 0.0) <= 0 <= (iou.ci_high or 0.0)
+        return iou.change if sure else 0.0
+    return None

@@ -56,10 +56,12 @@ def written(value: Any) -> str:
 def short(text: str, most: int) -> str:
     r"""Return a name on one line, in at most so many characters, all of them visible.
 
-    What turns the direction of writing, and other marks that are not seen, become "\ufffd".
+    What turns the direction of writing, and other marks that are not seen, become "\ufffd"; of
+    nothing that can be seen, "(empty)".
 
     >>> short("a long name", 6), short("a\u202eb", 6)
     ('a lon…', 'a\ufffdb')
     """
     seen = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text[: 4 * most].split()))
+    seen = seen or "(empty)"
     return seen if len(seen) <= most else f"{seen[: most - 1]}…"

@@ -84,7 +84,7 @@ class Chart:
         x: the label of the x axis, with its unit.
         panels: what is drawn, or several views of it to choose from.
         caption: how to read it, and what it cannot say.
-        table: the same figures as text.
+        table: its figures as text, of many points a summary.
         ticks: names of x = 0, 1, 2 …; by default numbers.
         log: "", or the axes of logarithmic scale: "y" or "xy".
         limits: the ranges of x and y, where they are fixed.

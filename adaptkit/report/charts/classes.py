@@ -14,7 +14,10 @@ _PREFIX = "class:"
 
 def recall_chart(rows: Sequence[Row]) -> Chart | None:
     """Return the recall of each class, or of segmentation the IoU; None without labels."""
-    for metric, word in (("recall", "recall"), ("iou", "intersection over union")):
+    for metric, word, more in (
+        ("recall", "recall", " Its images and the p-value of the change stand in the table."),
+        ("iou", "intersection over union", ""),
+    ):
         chart = _chart(
             rows,
             metric,
@@ -23,7 +26,7 @@ def recall_chart(rows: Sequence[Row]) -> Chart | None:
             label=f"{word} of the class, %",
             caption=(
                 "In order of the change, the loss first. A class of few images moves by chance "
-                "alone: its images and the p-value of the change stand in the table."
+                f"alone.{more}"
             ),
         )
         if chart:
@@ -37,12 +40,12 @@ def share_chart(rows: Sequence[Row]) -> Chart | None:
         rows,
         "predicted_share",
         name="shares",
-        title="What the model takes the images for",
+        title="How often each class is predicted",
         label="share of the predictions, %",
         caption=(
-            "AdaBN assumes that the target has the source's mix of classes. Shares that draw apart "
-            "from those that you expect of the target are a warning; a class that is hardly ever "
-            "predicted any more is one, too."
+            "Shares that draw apart from those that you expect of the target are a warning, and so "
+            "is a class that is hardly ever predicted any more. AdaBN takes the target to have the "
+            "source's mix of classes."
         ),
     )
 
@@ -68,10 +71,11 @@ def _chart(
         Series("after", place, after, "after", labels=names),
     ]
     least, most = short(names[0], 60), short(names[-1], 60)
+    rest = f", {most} by {after[-1] - before[-1]:+.1f}" if len(found) > 1 else ""
     rose, fell = int((after > before).sum()), int((after < before).sum())
     table = pd.DataFrame({"class": names, "before, %": before, "after, %": after})
     table["change, points"] = after - before
-    if metric != "iou":
+    if any(r.n is not None and r.p_value is not None for r in found):
         table["p"] = [r.p_value for r in found]
         table["images"] = pd.array([r.n for r in found], dtype="Int64")
     return Chart(
@@ -84,8 +88,7 @@ def _chart(
                 series,
                 label,
                 f"Of {len(found):,} classes {rose:,} rose and {fell:,} fell; {least} changed "
-                f"by {after[0] - before[0]:+.1f} points, {most} by "
-                f"{after[-1] - before[-1]:+.1f}.",
+                f"by {after[0] - before[0]:+.1f} points{rest}.",
             )
         ],
         caption=caption,

@@ -18,7 +18,7 @@ def confidence_chart(before: Scored, after: Scored) -> Chart | None:
     return _chart(
         "confidence",
         "How sure the model is",
-        "confidence (largest probability)",
+        f"confidence (largest probability{_of_pixels(before)})",
         (before.confidence, after.confidence),
         np.linspace(0, 1, _BINS + 1),
         "A model that is sure of everything can be wrong about everything: on images far from "
@@ -28,17 +28,25 @@ def confidence_chart(before: Scored, after: Scored) -> Chart | None:
 
 def entropy_chart(before: Scored, after: Scored) -> Chart | None:
     """Return how the entropy of the probabilities is distributed; None where none is known."""
-    classes = before.classes or 2
+    known = np.concatenate([before.entropy, after.entropy])
+    known = known[np.isfinite(known)]
+    classes = before.classes
+    most = log(classes) if classes else float(known.max(initial=0)) or 1.0
+    between = f", undecided between all {classes:,} classes" if classes else ""
     return _chart(
         "entropy",
         "How undecided the model is",
-        "entropy of the prediction, nats",
+        f"entropy of the prediction, nats{_of_pixels(before)}",
         (before.entropy, after.entropy),
-        np.linspace(0, log(classes), _BINS + 1),
-        f"From 0, sure, to {log(classes):.2f}, undecided between all {classes:,} classes. "
+        np.linspace(0, most, _BINS + 1),
+        f"From 0, sure, to {most:.2f}{between}. "
         "Entropy that falls mostly goes with a gain in accuracy, but not always: it falls too when "
         "a model collapses onto a few classes.",
     )
+
+
+def _of_pixels(scored: Scored) -> str:
+    return ", mean over pixels" if isinstance(scored, DenseEvaluation) else ""
 
 
 def _chart(

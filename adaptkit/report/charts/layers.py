@@ -88,8 +88,9 @@ def channel_chart(before: Mapping[str, Stored], target: Mapping[str, Stored]) ->
         panels=panels,
         caption=(
             "The target's mean and variance in each channel against what the source model stores, "
-            "in order of size, each curve by itself. Flat at zero: nothing moved. A curve that "
-            "lies off zero everywhere: one change for all channels, such as brightness."
+            "in order of size, each curve by itself. Flat at zero: nothing moved. Log-variances "
+            "flat beside zero: a change of contrast. Means that spread to both sides: brightness "
+            "or colour, which filters of either sign see."
         ),
         table=pd.DataFrame(rows, columns=columns),
         choice="Layer",

@@ -8,20 +8,23 @@ import pandas as pd
 from adaptkit.estimation import Statistics
 from adaptkit.report.charts.chart import Chart, Panel, Role, Series, percent
 
+_ROUNDING = 1e-6  # errors below it are of the arithmetic, where all images are the same
 _ROLES: tuple[Role, Role] = ("one", "other")
 
 
 def precision_chart(statistics: Statistics | None) -> Chart | None:
     """Return the standard errors against the number of images; None where they are unknown."""
     errors = {n: e for n, e in (statistics.errors() if statistics else {}).items() if isfinite(e)}
-    if statistics is None or not errors or statistics.samples < 2 or not max(errors.values()):
+    if statistics is None or statistics.samples < 2 or max(errors.values(), default=0) < _ROUNDING:
         return None
     n = statistics.samples
     counts = np.unique(np.geomspace(min(8, n), 16 * n, 60).round())
     named = sorted(errors, key=lambda name: errors[name])
-    picked = {"the worst layer": named[-1], "the middle layer": named[(len(named) - 1) // 2]}
+    picked = {"the worst layer": named[-1]}
+    if len(named) > 1:
+        picked["the middle layer"] = named[(len(named) - 1) // 2]
     series, rows = [], []
-    for (title, layer), role in zip(picked.items(), _ROLES, strict=True):
+    for (title, layer), role in zip(picked.items(), _ROLES, strict=False):
         curve = 100 * errors[layer] * np.sqrt(n / counts)
         at = np.array([float(n)]), np.array([100 * errors[layer]])
         series += [

@@ -113,6 +113,6 @@ async function start() {
 if (document.getElementById("plotly")) {
   start().catch((error) => {
     document.querySelector(".status").textContent =
-      `This browser cannot draw the charts (${error.message}); the tables hold the same figures.`;
+      `This browser cannot draw the charts (${error.message}); the tables have their figures.`;
   });
 }

@@ -52,8 +52,7 @@ def _title(details: Mapping[str, Any]) -> str:
 def _sections(report: Report) -> Iterator[Section]:
     details = report.details
     if _unlabelled(report):
-        mix = [_MIX] if details["method"] == "adabn" else []
-        yield Section("Without labels", items=[_UNKNOWN, *mix, _SEEN])
+        yield Section("Without labels", items=[*_knowable(report)])
     yield Section(
         "Before and after",
         " ".join(outcome(report)) if "method" in details else "",
@@ -90,18 +89,27 @@ def _unlabelled(report: Report) -> bool:
     )
 
 
-_UNKNOWN = (
-    "Cannot be known: whether the accuracy rose or fell. No figure on this page takes the place of "
-    "labels; a hundred labelled images would tell."
-)
-_MIX = (
-    "Cannot be known: whether the mix of classes is the source's, as AdaBN assumes. The shares of "
-    "the predictions below are what there is to judge it by."
-)
-_SEEN = (
-    "Can be seen: how far the domain moved for each layer and what of that adapting took back, how "
-    "sure the model became, and which predictions changed."
-)
+def _knowable(report: Report) -> Iterator[str]:
+    """Yield what cannot be known without labels, and what of the page shows what can."""
+    charts = {chart.name for chart in report.charts}
+    yield (
+        "Cannot be known: whether the accuracy rose or fell. No figure on this page takes the "
+        "place of labels; a hundred labelled images would tell."
+    )
+    if report.details["method"] == "adabn":
+        shares = " The shares of the predictions below are what there is to judge it by."
+        yield (
+            "Cannot be known: whether the mix of classes is the source's, as AdaBN assumes."
+            f"{shares if 'shares' in charts else ''}"
+        )
+    seen = {
+        "layers": "how far the domain moved for each layer and what of that adapting took back",
+        "confidence": "how sure the model became",
+        "confusion": "which predictions changed",
+    }
+    found = [words for name, words in seen.items() if name in charts]
+    if found:
+        yield f"Can be seen: {'; '.join(found)}."
 
 
 def _of_pictures(report: Report) -> str:

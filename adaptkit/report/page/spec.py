@@ -130,7 +130,8 @@ def _heat(grid: Grid) -> dict[str, Any]:
 
 
 def _text(text: str, most: int) -> str:
-    return html.escape(short(text, most), quote=False)
+    # $...$ would be taken for mathematics.
+    return html.escape(short(text, most), quote=False).replace("$", "&#36;")
 
 
 def _numbers(values: Iterable[float]) -> list[float | None]:
