@@ -443,7 +443,7 @@ def test_ctrl_c_leaves_nothing_and_exits_130(here: Path) -> None:
     time.sleep(0.5)
     run.send_signal(signal.SIGINT)
     try:
-        _, errors = run.communicate(timeout=2)
+        _, errors = run.communicate(timeout=15)  # a second one, while it ends, would kill it
     except subprocess.TimeoutExpired:  # an import that was under way swallowed it: press again
         run.send_signal(signal.SIGINT)
         _, errors = run.communicate(timeout=30)

@@ -82,8 +82,10 @@ class Rows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.nn.functional.adaptive_avg_pool2d(x, (6, 16)).squeeze(1)  # (N, T, D)
         if self.steps_first:
-            return self.head(x.transpose(0, 1)).mean(0)
-        return self.head(x.flatten(0, 1)).unflatten(0, (-1, 6)).mean(1)
+            x = self.head(x.transpose(0, 1)).mean(0)
+        else:
+            x = self.head(x.flatten(0, 1)).unflatten(0, (-1, 6)).mean(1)
+        return x
 
 
 @pytest.mark.parametrize("steps_first", [False, True])
