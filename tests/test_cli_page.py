@@ -6,26 +6,46 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import digits
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from test_page import HOSTILE, browser  # noqa: F401  the fixture
 
-from adaptkit import Evaluation, compare
-from adaptkit.demo import run_demo
+from adaptkit import Evaluation, Transform, compare, save_checkpoint
 from adaptkit.norms import Stored
+from adaptkit.pipeline import adapt_folder
 from adaptkit.pipeline.common import command_line
 from adaptkit.report import Report
 from cli import main
 
+IMAGES = 400
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's pages: of a labelled target, and of an unlabelled one."""
+    """A folder with source.pt and target/CLASS/*.png, and the pages of two runs in it."""
     folder = tmp_path_factory.mktemp("pages")
-    run_demo(folder / "demo")
-    return folder / "demo"
+    save_checkpoint(
+        folder / "source.pt",
+        digits.net(),
+        arch="adaptkit:small_cnn",
+        arch_kwargs={"in_channels": 1, "num_classes": 10},
+        classes=list("0123456789"),
+        transform=Transform((8, 8), channels=1, mean=(0.5,), std=(0.5,)),
+    )
+    x, y = digits.images()
+    x = 0.5 + 0.4 * (x - 0.5) + 0.1 * torch.randn(x.shape)
+    for number in range(digits.TRAINED_ON, digits.TRAINED_ON + IMAGES):
+        pixels = x[number, 0].clamp(0, 1).mul(255).byte().numpy()
+        for place in (folder / "target" / str(int(y[number])), folder / "unlabelled"):
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    for name in ("target", "unlabelled"):
+        adapt_folder(folder / "source.pt", folder / name, out=folder / f"{name}.pt", device="cpu")
+    return folder
 
 
 @pytest.fixture
@@ -75,10 +95,10 @@ def charts(tab: Any) -> list[str]:
 def test_with_labels_the_answer_comes_first_and_every_chart_is_drawn(
     opened: Any, demo: Path
 ) -> None:
-    tab = opened(demo / "source-adapted.html")
+    tab = opened(demo / "target.html")
     answer = tab.locator(".answer").inner_text()
     assert re.fullmatch(
-        r"Adapted 4 norm layers on 897 of 897 images, without labels\. Measured accuracy: "
+        r"Adapted 4 norm layers on 400 of 400 images, without labels\. Measured accuracy: "
         r"\d\d\.\d% → \d\d\.\d% \(\+\d\d\.\d points, 95% interval \+\d\d\.\d to \+\d\d\.\d\)\.",
         answer,
     )
@@ -96,7 +116,7 @@ def test_with_labels_the_answer_comes_first_and_every_chart_is_drawn(
 
 
 def test_without_labels_it_says_what_cannot_be_known(opened: Any, demo: Path) -> None:
-    tab = opened(demo / "source-adapted-target-unlabelled.html")
+    tab = opened(demo / "unlabelled.html")
     text = tab.locator("main").inner_text()
     assert "Whether the accuracy rose is not known: there are no labels" in text
     assert "Cannot be known: whether the mix of classes is the source's" in text
@@ -108,7 +128,7 @@ def test_without_labels_it_says_what_cannot_be_known(opened: Any, demo: Path) ->
 
 
 def test_a_layer_is_picked_with_the_keyboard(opened: Any, demo: Path) -> None:
-    tab = opened(demo / "source-adapted.html")
+    tab = opened(demo / "target.html")
     figure = tab.locator("[data-chart=channels]")
     before = figure.locator(".finding").inner_text()
     for _ in range(60):
@@ -128,7 +148,7 @@ def test_a_layer_is_picked_with_the_keyboard(opened: Any, demo: Path) -> None:
 
 
 def test_pointing_at_a_point_says_what_it_is(opened: Any, demo: Path) -> None:
-    tab = opened(demo / "source-adapted.html")
+    tab = opened(demo / "target.html")
     point = tab.locator("[data-chart=shares] .points path").first
     point.scroll_into_view_if_needed()
     point.hover(force=True)
@@ -138,9 +158,7 @@ def test_pointing_at_a_point_says_what_it_is(opened: Any, demo: Path) -> None:
 
 
 def test_it_is_read_on_a_phone_in_the_dark_and_on_paper(opened: Any, demo: Path) -> None:
-    tab = opened(
-        demo / "source-adapted.html", viewport={"width": 390, "height": 800}, color_scheme="dark"
-    )
+    tab = opened(demo / "target.html", viewport={"width": 390, "height": 800}, color_scheme="dark")
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     line = "[data-chart=shares] .points path >> nth=0"
     light_blue = tab.locator("[data-chart=entropy] .lines path").last
@@ -223,7 +241,7 @@ def test_hostile_names_on_axes_are_text(opened: Any, tmp_path: Path) -> None:
 def test_a_browser_that_cannot_unpack_says_so(browser: Any, demo: Path) -> None:  # noqa: F811
     tab = browser.new_page()
     tab.add_init_script("delete window.DecompressionStream")
-    tab.goto((demo / "source-adapted.html").as_uri())
+    tab.goto((demo / "target.html").as_uri())
     eventually(tab, lambda: "cannot draw" in tab.locator(".status").inner_text())
     assert tab.locator("details summary").first.is_visible()
 
@@ -231,7 +249,7 @@ def test_a_browser_that_cannot_unpack_says_so(browser: Any, demo: Path) -> None:
 def test_the_lines_to_repeat_a_run_are_copied(browser: Any, demo: Path) -> None:  # noqa: F811
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     tab = context.new_page()
-    tab.goto((demo / "source-adapted.html").as_uri())
+    tab.goto((demo / "target.html").as_uri())
     tab.locator("button.copy").click()
     eventually(tab, lambda: tab.locator("button.copy").inner_text() == "Copied")
     copied = tab.evaluate("navigator.clipboard.readText()")

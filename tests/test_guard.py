@@ -2,18 +2,17 @@
 
 from typing import Any
 
+import digits
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import inputs_seen
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from adaptkit import DataError, EstimationError, adapt, estimate, evaluate
 from adaptkit.guard import ClassMix, ClassMoments, class_moments
-from adaptkit.models import SmallCNN
 from adaptkit.norms import norm_layers, read
 
 K = 3
@@ -149,19 +148,9 @@ def test_layers_that_the_source_was_not_measured_at_get_the_targets() -> None:
 
 def test_two_of_ten_digits_at_low_contrast() -> None:
     """What AdaBN does to two classes, and what the same does that knows of them."""
-    digits = load_digits()
-    x = torch.from_numpy(digits.images / 8 - 1).float().unsqueeze(1)
-    y = torch.from_numpy(digits.target)
-    torch.manual_seed(0)
-    model = SmallCNN(in_channels=1, num_classes=10)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(8):
-        for index in torch.randperm(900).split(64):
-            loss = nn.functional.cross_entropy(model(x[index]), y[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    model.eval()
+    model = digits.net()
+    x, y = digits.images()
+    x = 2 * x - 1
     moments = class_moments(model, batches(x[:900], y[:900]), classes=10)
     two = torch.isin(y[900:], torch.tensor([3, 8]))
     target = batches(0.4 * x[900:][two] + 0.3, y[900:][two])
