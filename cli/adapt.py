@@ -114,6 +114,12 @@ from . import options
     help="Score this share of the images and adapt to the others; 0.5 for an accuracy "
     "on images that were not adapted to.",
 )
+@click.option(
+    "--class-shares",
+    metavar="uniform|FILE",
+    help="The target's mix of classes, where you know it and it is not the source's: a CSV "
+    "of class,share. Needs --source-data with class folders.",
+)
 @options.preparation
 @options.source_data
 @options.reading

@@ -34,6 +34,7 @@ _LAYER_METRICS = ("symmetric_kl", "mean_shift", "log_var_shift")
 _STAGES = {
     "before": "Scoring the source model",
     "reading": "Reading images",
+    "measuring": "Measuring source classes, images",
     "estimating": "Estimating, layers",
     "streaming": "Estimating, images",
     "after": "Scoring the adapted model",

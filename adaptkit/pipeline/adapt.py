@@ -12,13 +12,14 @@ from typing_extensions import Unpack
 from adaptkit.checkpoint import Checkpoint, checkpoint_files, output_paths
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
-from adaptkit.errors import DataError
+from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation import Certificate, Statistics
 from adaptkit.estimation import certify as certified
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.statistics import as_fields
 from adaptkit.files import check_outputs, write_files
 from adaptkit.layers import Style
+from adaptkit.pipeline.class_shares import UNIFORM, known_mix
 from adaptkit.pipeline.common import (
     Clock,
     Outputs,
@@ -95,6 +96,7 @@ def adapt_folder(
     certify: bool = False,
     holdout: float = 0,
     source_data: str | Path | None = None,
+    class_shares: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
     skip_bad: bool = False,
@@ -134,6 +136,10 @@ def adapt_folder(
         holdout: the share of the images, drawn at random, that are scored but not adapted to; 0
             scores all images, those that were adapted to included.
         source_data: images of the domain that the model was trained on, to compare with.
+        class_shares: how often each class occurs in the target, where that is known: "uniform", or
+            a CSV file of ``class,share``. The statistics are then corrected for it
+            (`adaptkit.guard.ClassMix`), by what `source_data`, with class folders, shows of each
+            class. Goes with neither `prior` nor mode "stream".
         seed: decides which images are drawn.
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
@@ -155,8 +161,13 @@ def adapt_folder(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only
     )
     reports = [outputs.csv, outputs.json, outputs.html, outputs.confusion]
-    inputs = [Path(source), *source_files(said)]
+    shares_file = None if class_shares in (None, UNIFORM) else Path(str(class_shares))
+    inputs = [Path(source), *source_files(said), *([shares_file] if shares_file else [])]
     check_outputs([outputs.checkpoint, *reports], inputs=inputs, force=force)
+    if class_shares is not None and (prior or mode == "stream"):
+        raise EstimationError(
+            "class shares go with neither --prior nor --mode stream: leave one out"
+        )
     if not 0 <= holdout < 1:
         raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
     where = resolve_device(device)
@@ -172,6 +183,9 @@ def adapt_folder(
         of_source = source_data and open_images(
             checkpoint, head, Path(source_data), batch_size, workers
         )
+        mix = None
+        if class_shares is not None:
+            mix = known_mix(model, of_source or None, head, class_shares, progress)
     total = len(loader.listing.paths)
     to_adapt, to_score = _parts(loader, holdout, seed)
 
@@ -198,6 +212,7 @@ def adapt_folder(
                 memory=memory,
                 layers=layers,
                 prior=prior,
+                correction=mix,
                 precision=precision,
                 seed=seed,
                 progress=progress,
@@ -217,7 +232,7 @@ def adapt_folder(
                 adapted,
                 to_adapt,
                 samples=statistics.samples,
-                statistics=statistics if prior else None,
+                statistics=statistics if prior or mix else None,
                 layers=layers,
                 seed=seed,
             )
@@ -250,6 +265,8 @@ def adapt_folder(
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
     notes = [*notes_on(checkpoint, head), *done.notes]
+    if mix:
+        notes.append("the statistics are corrected for the class shares that were given.")
     notes += _notes(loader, statistics if touched else None)
     skipped = dict(loader.skipped)
     features: _Features = (None, seen_before, seen_after)

@@ -13,6 +13,7 @@ from adaptkit.checkpoint import Checkpoint
 from adaptkit.data import ImageLoader
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import Statistics, estimate
+from adaptkit.guard import ClassMix
 from adaptkit.layers import Style
 from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
 from adaptkit.pipeline.scoring import Scores
@@ -32,6 +33,7 @@ _OF_ADABN = (  # arguments of adapt_folder that adain has no use for
     "stats_only",
     "certify",
     "holdout",
+    "class_shares",
 )
 
 
@@ -92,12 +94,15 @@ def adabn(
     to_score: ImageLoader,
     *,
     prior: float,
+    correction: ClassMix | None,
     layers: Sequence[str] | None,
     **options: Any,
 ) -> Adapted:
-    """Give a copy of the model the target's statistics, blended with its own by `prior`."""
-    seen = estimate(model, to_adapt, layers=layers, prior=prior, **options)
+    """Give a copy of the model the target's statistics, blended by `prior` or corrected."""
+    seen = estimate(model, to_adapt, layers=layers, prior=prior, correction=correction, **options)
     applied = seen.blend(model, prior=prior) if prior else seen
+    if correction:
+        applied = seen.corrected(correction)
     return Adapted(applied.apply(copy.deepcopy(model)), to_score, seen, applied)
 
 

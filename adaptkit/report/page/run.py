@@ -96,7 +96,8 @@ def _knowable(report: Report) -> Iterator[str]:
         "Cannot be known: whether the accuracy rose or fell. No figure on this page takes the "
         "place of labels; a hundred labelled images would tell."
     )
-    if report.details["method"] == "adabn":
+    arguments = report.details.get("arguments") or {}
+    if report.details["method"] == "adabn" and not arguments.get("class_shares"):
         shares = " The shares of the predictions below are what there is to judge it by."
         yield (
             "Cannot be known: whether the mix of classes is the source's, as AdaBN assumes."
