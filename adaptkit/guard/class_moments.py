@@ -160,7 +160,7 @@ class _Sums:
 
     @classmethod
     def around(cls, layer: nn.Module, classes: int) -> "_Sums":
-        centre = norms.read(layer).mean.detach().double().cpu()
+        centre = norms.read(layer).mean.detach().cpu().double()
         empty = torch.zeros(classes, len(centre), dtype=torch.float64)
         return cls(centre, empty[:, :1].clone(), empty.clone(), empty.clone())
 
@@ -171,10 +171,10 @@ class _Sums:
                 f"classes cannot be told apart there"
             )
         seen = PerSample.of(x)
-        off = seen.mean.double().cpu() - self.centre
+        off = seen.mean.cpu().double() - self.centre
         self.weight.index_add_(0, labels, torch.full((len(x), 1), float(seen.values)).double())
         self.first.index_add_(0, labels, off * seen.values)
-        second = seen.m2.double().cpu() + off.square() * seen.values
+        second = seen.m2.cpu().double() + off.square() * seen.values
         self.second.index_add_(0, labels, second)
 
     def mean(self) -> Tensor:

@@ -39,13 +39,12 @@ def known_mix(
     """
     if head.kind != "classes" or head.size is None:
         raise EstimationError("class shares are for models that give classes: leave them out")
-    listing = of_source and of_source.listing
-    if of_source is None or not listing or listing.labels is None or listing.classes is None:
+    names = None if of_source is None else of_source.listing.classes
+    if of_source is None or names is None:
         raise DataError(
             "class shares need labelled source images to know the classes by: give --source-data "
             "a folder with a sub-folder for each class"
         )
-    names = listing.classes
     shares = [1.0] * len(names) if given == UNIFORM else read_shares(given, names)
     total = math.fsum(shares)
     count = len(of_source.dataset)  # type: ignore[arg-type]
