@@ -1,11 +1,15 @@
 """A small net trained on real digits in a second, and the digits that it has not seen."""
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from adaptkit import Transform, save_checkpoint
 from adaptkit.models import SmallCNN
 
 TRAINED_ON = 900
@@ -34,3 +38,21 @@ def net(epochs: int = 8) -> nn.Module:
             loss.backward()
             optimizer.step()
     return model.eval()
+
+
+def save(path: Path, classes: Sequence[str]) -> None:
+    """Write the net as a checkpoint that says all of itself."""
+    save_checkpoint(
+        path,
+        net(),
+        arch="adaptkit:small_cnn",
+        arch_kwargs={"in_channels": 1, "num_classes": 10},
+        classes=classes,
+        transform=Transform((8, 8), channels=1, mean=(0.5,), std=(0.5,)),
+    )
+
+
+def write(path: Path, image: Tensor) -> None:
+    """Write an image of 0 to 1, (1, 8, 8), as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[0].clamp(0, 1).mul(255).round().byte().numpy()).save(path)

@@ -6,11 +6,9 @@ from pathlib import Path
 import digits
 import pandas as pd
 import pytest
-import torch
 from click.testing import CliRunner, Result
-from PIL import Image
 
-from adaptkit import DataError, Transform, save_checkpoint
+from adaptkit import DataError
 from adaptkit.pipeline.class_shares import read_shares
 from cli import main
 
@@ -21,27 +19,15 @@ NAMES = [f"digit {k}" for k in range(10)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """source.pt, source/CLASS/*.png, and target/ of threes and eights at low contrast."""
     place = tmp_path_factory.mktemp("shares")
-    save_checkpoint(
-        place / "source.pt",
-        digits.net(),
-        arch="adaptkit:small_cnn",
-        arch_kwargs={"in_channels": 1, "num_classes": 10},
-        classes=NAMES,
-        transform=Transform((8, 8), channels=1, mean=(0.5,), std=(0.5,)),
-    )
+    digits.save(place / "source.pt", NAMES)
     x, y = digits.images()
     for number in range(400):
-        write(place / "source" / NAMES[int(y[number])] / f"{number}.png", x[number])
+        digits.write(place / "source" / NAMES[int(y[number])] / f"{number}.png", x[number])
     for number in range(digits.TRAINED_ON, len(y)):
         if int(y[number]) in (3, 8):
             low = 0.5 + 0.4 * (x[number] - 0.5)
-            write(place / "target" / NAMES[int(y[number])] / f"{number}.png", low)
+            digits.write(place / "target" / NAMES[int(y[number])] / f"{number}.png", low)
     return place
-
-
-def write(path: Path, image: torch.Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image[0].mul(255).round().byte().numpy()).save(path)
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 from test_page import HOSTILE, browser  # noqa: F401  the fixture
 
-from adaptkit import Evaluation, Transform, compare, save_checkpoint
+from adaptkit import Evaluation, compare
 from adaptkit.norms import Stored
 from adaptkit.pipeline import adapt_folder
 from adaptkit.pipeline.common import command_line
@@ -28,21 +27,12 @@ IMAGES = 400
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with source.pt and target/CLASS/*.png, and the pages of two runs in it."""
     folder = tmp_path_factory.mktemp("pages")
-    save_checkpoint(
-        folder / "source.pt",
-        digits.net(),
-        arch="adaptkit:small_cnn",
-        arch_kwargs={"in_channels": 1, "num_classes": 10},
-        classes=list("0123456789"),
-        transform=Transform((8, 8), channels=1, mean=(0.5,), std=(0.5,)),
-    )
+    digits.save(folder / "source.pt", list("0123456789"))
     x, y = digits.images()
     x = 0.5 + 0.4 * (x - 0.5) + 0.1 * torch.randn(x.shape)
     for number in range(digits.TRAINED_ON, digits.TRAINED_ON + IMAGES):
-        pixels = x[number, 0].clamp(0, 1).mul(255).byte().numpy()
         for place in (folder / "target" / str(int(y[number])), folder / "unlabelled"):
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(place / f"{number}.png")
+            digits.write(place / f"{number}.png", x[number])
     for name in ("target", "unlabelled"):
         adapt_folder(folder / "source.pt", folder / name, out=folder / f"{name}.pt", device="cpu")
     return folder

@@ -23,13 +23,14 @@ COLOURS = {
 }
 _MARKERS = {"before": "o", "after": "s", "source": "^", "guide": "", "one": "o", "other": "s"}
 _DASHES = {"before": "--", "guide": ":"}
+_SIDE_BY_SIDE = 3  # views at most
 _TICKS = 24  # names on an axis at most
 _LONGEST = 18  # characters of a name on an axis
 _SMALL = 4.0  # points, of a marker
 
 
 def draw(chart: Chart) -> "Figure":
-    """Draw a chart; of several views the first, or before and after side by side.
+    """Draw a chart; of several views all side by side, of many the first to be shown.
 
     Raises:
         DependencyError: matplotlib is not installed.
@@ -37,21 +38,15 @@ def draw(chart: Chart) -> "Figure":
     if chart.grid is not None:
         return _of_grid(chart, chart.grid)
     panels = list(chart.panels)
-    if chart.name not in _SIDE_BY_SIDE:
+    if len(panels) > _SIDE_BY_SIDE:
         panels = [panels[chart.first]]
     figure = new_figure(1.0 + 5.0 * len(panels), 3.8)
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(every, panels, strict=True):
         _draw_panel(axes, chart, panel)
-    figure.suptitle(_plain(chart.title if len(panels) > 1 else _title(chart, panels[0])))
+        axes.set_title(_plain(short(panel.name, 60)) if panel.name else "")
+    figure.suptitle(_plain(chart.title))
     return figure
-
-
-_SIDE_BY_SIDE = ("layers", "projection")
-
-
-def _title(chart: Chart, panel: Panel) -> str:
-    return f"{chart.title}: {short(panel.name, 60)}" if panel.name else chart.title
 
 
 def _draw_panel(axes: "Axes", chart: Chart, panel: Panel) -> None:

@@ -43,8 +43,8 @@ def layer_chart(rows: Sequence[Row]) -> Chart | None:
         panels=panels,
         caption=(
             "How far what a layer sees of the target lies from what it stores, as the mean over "
-            "its channels (of the shifts the root mean square). Early layers mostly show the "
-            "change of domain; deep ones also that of the mix of classes."
+            "its channels (of the shifts the root mean square). A change of the mix of "
+            "classes shows here too, most in deep layers."
         ),
         table=table,
         ticks=names,

@@ -19,13 +19,13 @@ from adaptkit.report.cells import short
 from adaptkit.report.page.page import Page, Section
 from adaptkit.report.table import Report
 
-# Title, text and the charts that answer it.
-_QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Class by class", "", ("recall", "confusion", "shares")),
-    ("Confidence", "", ("reliability", "confidence", "entropy")),
-    ("What the norm layers see", "", ("layers", "channels", "precision")),
-    ("In the model's features", "", ("projection",)),
-)
+# Title of a section -> the charts in it.
+_QUESTIONS = {
+    "Class by class": ("recall", "confusion", "shares"),
+    "Confidence": ("reliability", "confidence", "entropy"),
+    "What the norm layers see": ("layers", "channels", "precision"),
+    "In the model's features": ("projection",),
+}
 
 
 def run_page(report: Report) -> Page:
@@ -35,7 +35,7 @@ def run_page(report: Report) -> Page:
         title=_title(details),
         answer=headline(report),
         decision=decision(report) if "method" in details else "",
-        sections=[section for section in _sections(report) if section is not None],
+        sections=[*_sections(report)],
         repeat=[*_repeat(details)],
     )
 
@@ -62,10 +62,9 @@ def _sections(report: Report) -> Iterator[Section]:
     if details.get("notes"):
         yield Section("To note", items=[str(note) for note in details["notes"]])
     charts = {chart.name: chart for chart in report.charts}
-    for title, text, names in _QUESTIONS:
+    for title, names in _QUESTIONS.items():
         found = [charts[name] for name in names if name in charts]
-        if "layers" in names:
-            text = str(details.get("verdict") or "")
+        text = str(details.get("verdict") or "") if "layers" in names else ""
         distances = feature_table(report) if "projection" in names else pd.DataFrame()
         if found or len(distances):
             yield Section(title, text, distances, right=list(distances.columns[1:]), charts=found)
@@ -94,7 +93,7 @@ def _knowable(report: Report) -> Iterator[str]:
     charts = {chart.name for chart in report.charts}
     yield (
         "Cannot be known: whether the accuracy rose or fell. No figure on this page takes the "
-        "place of labels; a hundred labelled images would tell."
+        "place of labels: score both models on a few labelled images."
     )
     arguments = report.details.get("arguments") or {}
     if report.details["method"] == "adabn" and not arguments.get("class_shares"):
