@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from adaptkit.estimation import estimate as estimate
     from adaptkit.evaluation import Evaluation as Evaluation
     from adaptkit.evaluation import evaluate as evaluate
+    from adaptkit.guard import Calibration as Calibration
+    from adaptkit.guard import calibrate as calibrate
     from adaptkit.moments import Moments as Moments
     from adaptkit.report import Report as Report
     from adaptkit.report import compare as compare
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AdaptkitError": "errors",
+    "Calibration": "guard",
     "Certificate": "estimation",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
@@ -61,6 +64,7 @@ _HOME = {
     "Statistics": "estimation",
     "Transform": "transform",
     "adapt": "adaptation",
+    "calibrate": "guard",
     "certify": "estimation",
     "compare": "report",
     "estimate": "estimation",

@@ -103,7 +103,7 @@ def evaluate(
     with norms.evaluating(model), torch.no_grad():
         for batch in loader:
             output = (forward or call)(model, to_device(batch, where))
-            logits = _logits(output)
+            logits = logits_of(output)
             classes = classes or logits.shape[1]
             if logits.shape[1] != classes:
                 raise DataError(
@@ -143,7 +143,15 @@ def evaluate(
     )
 
 
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in a classifier's output: the tensor, or the "logits" of a dict or object.
+
+    Raises:
+        DataError: they are not of shape (N, K).
+
+    >>> logits_of({"logits": torch.zeros(2, 3)}).shape
+    torch.Size([2, 3])
+    """
     if isinstance(output, Mapping):
         output = output.get("logits", output)
     elif not isinstance(output, Tensor):

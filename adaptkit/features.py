@@ -112,7 +112,28 @@ class Tap:
         """
         seen = list(self._seen)
         self._seen.clear()
-        vectors = _vectors(seen, self._name, isinstance(self._module, nn.Linear))
+        return self._checked(
+            [_vectors(seen, self._name, isinstance(self._module, nn.Linear))], rows
+        )
+
+    def take_all(self, rows: int) -> NDArray[np.float32]:
+        """Return the features of all batches that passed since the last call, in their order.
+
+        Raises:
+            NoFeaturesError: as `take`.
+        """
+        return self._checked([self._vectors([x]) for x in self._taken()], rows)
+
+    def _taken(self) -> list[Tensor]:
+        seen = list(self._seen)
+        self._seen.clear()
+        return seen
+
+    def _vectors(self, seen: list[Tensor]) -> NDArray[np.float32]:
+        return _vectors(seen, self._name, isinstance(self._module, nn.Linear))
+
+    def _checked(self, parts: list[NDArray[np.float32]], rows: int | None) -> NDArray[np.float32]:
+        vectors = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
         if rows is not None and len(vectors) != rows:
             raise NoFeaturesError(
                 f"layer {self._name!r} gives {len(vectors)} rows for {rows} samples: name another "

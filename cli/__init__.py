@@ -12,6 +12,7 @@ from adaptkit.errors import AdaptkitError
 
 from .adapt import adapt
 from .apply import apply
+from .calibrate import calibrate
 from .demo import demo
 from .inspect import inspect
 from .report import report
@@ -84,6 +85,7 @@ def main(ctx: click.Context) -> None:
 
 main.add_command(adapt)
 main.add_command(apply)
+main.add_command(calibrate)
 main.add_command(demo)
 main.add_command(inspect)
 main.add_command(report)

@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from adaptkit.demo import Demo
-    from adaptkit.pipeline import Inspection, Run, ShiftRun
+    from adaptkit.pipeline import Calibrated, Inspection, Run, ShiftRun
     from adaptkit.pipeline.inspect import NormLayer
     from adaptkit.report import Report, Row
 
 SKIPPED_SHOWN = 5
 LAYERS_SHOWN = 12
+_ROUNDING = 0.001  # of float16, in standard deviations
 CLASSES_SHOWN = 10
 _LAYER_METRICS = ("symmetric_kl", "mean_shift", "log_var_shift")
 _STAGES = {
     "before": "Scoring the source model",
     "reading": "Reading images",
     "measuring": "Measuring source classes, images",
+    "calibrating": "Calibrating, images",
     "estimating": "Estimating, layers",
     "streaming": "Estimating, images",
     "after": "Scoring the adapted model",
@@ -113,6 +115,25 @@ def print_run(run: "Run") -> None:
         out.print(sentence)
     _print_skipped(out, run.skipped)
     _print_written(out, run.written)
+
+
+def print_calibrated(found: "Calibrated") -> None:
+    """Print what a checkpoint now knows of its own domain, and at what cost."""
+    out = console()
+    known = found.calibration
+    layers = len(known.moments.mean)
+    out.print(
+        f"Calibrated {layers} norm layers for {known.classes} classes on {found.images:,} images"
+    )
+    out.print(
+        f"Accuracy there {known.accuracy:.1%}, mean confidence {known.confidence:.1%}; severity "
+        f"up to {known.typicality[-1]:.2f} is typical"
+    )
+    taken = f"Takes {found.bytes / 1024:,.0f} KiB, {found.share:.1%} of the file"
+    exact = known.error < _ROUNDING
+    out.print(taken if exact else f"{taken}; packed to fit, with an error of {known.error:.3f} sd")
+    _print_skipped(out, found.skipped)
+    _print_written(out, found.written)
 
 
 def print_runs(found: "pd.DataFrame") -> None:

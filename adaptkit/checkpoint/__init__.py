@@ -4,6 +4,7 @@ from adaptkit.checkpoint.checkpoint import Checkpoint
 from adaptkit.checkpoint.reading import load_checkpoint
 from adaptkit.checkpoint.writing import (
     SUFFIXES,
+    budget,
     checkpoint_files,
     output_paths,
     save_checkpoint,
@@ -13,6 +14,7 @@ from adaptkit.checkpoint.writing import (
 __all__ = [
     "SUFFIXES",
     "Checkpoint",
+    "budget",
     "checkpoint_files",
     "load_checkpoint",
     "output_paths",

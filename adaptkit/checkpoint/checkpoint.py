@@ -1,5 +1,6 @@
 """A checkpoint as it was read."""
 
+import base64
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from adaptkit.checkpoint.content import Content
 from adaptkit.checkpoint.files import read_from
 from adaptkit.checkpoint.nesting import Naming
+from adaptkit.errors import AdaptkitError, CheckpointError
+from adaptkit.guard import Calibration
 from adaptkit.layers.adain import Style
 from adaptkit.transform import Transform
 
@@ -77,6 +80,23 @@ class Checkpoint:
     def adapted(self) -> dict[str, Any] | None:
         """Where the statistics come from, if the file was adapted; else None."""
         return self.content.fields.get("adapted")
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the model knows of its own domain, if it was calibrated.
+
+        Raises:
+            CheckpointError: it is broken, or of another model.
+        """
+        stored = self.content.fields.get("calibration")
+        if stored is None:
+            return None
+        try:
+            found = Calibration.from_bytes(base64.b64decode(stored, validate=True))
+            found.moments.check_fit(self.model)
+        except (ValueError, AdaptkitError) as error:
+            raise CheckpointError(f"{self.path}: its calibration will not do: {error}") from None
+        return found
 
     @property
     def style(self) -> Style | None:

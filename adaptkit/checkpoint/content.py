@@ -14,6 +14,8 @@ STATE_DICT = "state_dict"
 _TRAINING, _PATH = "training", "path"  # in a header: what stands beside a state dict, and where
 _OURS = "adaptkit"  # what we say in a file of others: beside a state dict, or in its _metadata
 
+_BESIDE = ("transform", "calibration")  # in the record of adapting
+
 Kind = Literal["torch", "legacy torch", "safetensors", "sharded safetensors", "program"]
 
 
@@ -49,21 +51,22 @@ class Content:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What the file says in our terms; of others' files only what adapting added."""
+        """What the file says in our terms; of others' files only what we added."""
         if self.is_ours:
             return {k: v for k, v in self.tree.items() if k != STATE_DICT}
         beside = self.tree if self.path else getattr(self.tree, "_metadata", {})
         record = beside.get(_OURS)
         if not isinstance(record, dict):
             return {}
-        adapted = {k: v for k, v in record.items() if k != "transform"}
-        return _added({"adapted": adapted, "transform": record.get("transform")})
+        adapted = {k: v for k, v in record.items() if k not in _BESIDE}
+        return _added({**record, "adapted": adapted})
 
     def changed(
         self,
         state_dict: Mapping[str, Tensor],
         adapted: Mapping[str, Any] | None = None,
         transform: Mapping[str, Any] | None = None,
+        calibration: str | None = None,
     ) -> "Content":
         """Return the same content with another state dict and a record of what was done.
 
@@ -71,8 +74,9 @@ class Content:
             state_dict: with the keys of the one it replaces.
             adapted: see `Checkpoint.adapted`; None leaves what there is.
             transform: from an image to the model's input, where adapting changed it.
+            calibration: see `Checkpoint.calibration`; None leaves what there is.
         """
-        added = {k: v for k, v in (("adapted", adapted), ("transform", transform)) if v}
+        added = _added({"adapted": adapted, "transform": transform, "calibration": calibration})
         said = {**self.fields, **added}
         if not self.path:
             return replace(self, tree=_plain(state_dict, said))
@@ -124,16 +128,15 @@ def is_our_format(name: Any) -> bool:
 
 
 def _added(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that adapting adds to a file of others."""
-    found = {name: record.get(name) for name in ("adapted", "transform")}
+    """Return the fields that we add to a file of others."""
+    found = {name: record.get(name) for name in ("adapted", *_BESIDE)}
     return {name: value for name, value in found.items() if value}
 
 
 def _record(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return those fields as one, under a key that nobody else has; {} where nothing is said."""
     record = {**(fields.get("adapted") or {})}
-    if fields.get("transform"):
-        record["transform"] = fields["transform"]
+    record |= {name: fields[name] for name in _BESIDE if fields.get(name)}
     return {_OURS: record} if record else {}
 
 

@@ -22,6 +22,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "transform": (dict,),
     "adapted": (dict,),
     "style": (dict,),
+    "calibration": (str,),
 }
 
 

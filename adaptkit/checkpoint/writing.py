@@ -1,5 +1,6 @@
 """From a model, and mostly the checkpoint that it was made from, to files."""
 
+import base64
 import copy
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from adaptkit.checkpoint.content import FORMAT, STATE_DICT, Content
 from adaptkit.errors import CheckpointError, OutputError
 from adaptkit.exact import same_values
 from adaptkit.files import check_outputs, write_files
+from adaptkit.guard import Calibration
 from adaptkit.layers.adain import Style
 from adaptkit.program import program_bytes
 from adaptkit.transform import Transform
@@ -34,6 +36,7 @@ def save_checkpoint(
     transform: Transform | None = None,
     style: Style | None = None,
     adapted: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
     force: bool = False,
 ) -> Path:
     """Write a checkpoint, whole or not at all, and return its path.
@@ -54,6 +57,8 @@ def save_checkpoint(
         style: of the images that the model was trained on, in units of [0, 1]; what `--method
             adain` restyles others to. Without `like`.
         adapted: a record of where the statistics come from; by default it names `like`.
+        calibration: what `adaptkit.calibrate` found, packed into a twentieth of the
+            file, or 1 MiB where that is more. By default that of `like` stays, if it has one.
         force: replace a file that exists.
 
     Raises:
@@ -66,7 +71,19 @@ def save_checkpoint(
     if like is None:
         check_outputs([path], force=force)
         write_files(
-            {path: _new(path, model, arch, arch_kwargs, classes, transform, style, adapted)}
+            {
+                path: _new(
+                    path,
+                    model,
+                    arch,
+                    arch_kwargs,
+                    classes,
+                    transform,
+                    style,
+                    adapted,
+                    _packed(calibration, model),
+                )
+            }
         )
         return path
     check_outputs(output_paths(path, like), inputs=like.files, force=force)
@@ -75,7 +92,8 @@ def save_checkpoint(
         "sha256": like.sha256,
         "adaptkit": __version__,
     }
-    write_files(checkpoint_files(path, model, like=like, adapted=record))
+    packed = None if calibration is None else _packed(calibration, model)
+    write_files(checkpoint_files(path, model, like=like, adapted=record, calibration=packed))
     return path
 
 
@@ -111,16 +129,18 @@ def checkpoint_files(
     model: nn.Module,
     *,
     like: Checkpoint,
-    adapted: Mapping[str, Any],
+    adapted: Mapping[str, Any] | None,
     transform: Transform | None = None,
+    calibration: bytes | None = None,
 ) -> dict[Path, bytes]:
     """Return what `save_checkpoint` would write, for writing with other files at once.
 
-    `transform` is one to record in place of that of `like`.
+    `transform` and `calibration` are recorded in place of those of `like`, as is `adapted`.
     """
     state_dict = _changed(like, model)
     stated = None if transform is None else transform.to_dict()
-    content = like.content.changed(state_dict, _as_json("adapted", adapted), stated)
+    record = None if adapted is None else _as_json("adapted", adapted)
+    content = like.content.changed(state_dict, record, stated, _as_text(calibration))
     if content.kind == "program":
         return {path: _program(content, like)}
     if files.is_index(path):
@@ -163,6 +183,7 @@ def _new(
     transform: Transform | None,
     style: Style | None,
     adapted: Mapping[str, Any] | None,
+    calibration: bytes | None,
 ) -> bytes:
     if arch is None:
         raise CheckpointError("to save a checkpoint, give arch= or like=")
@@ -180,6 +201,8 @@ def _new(
         tree["style"] = {"mean": style.mean.tolist(), "std": style.std.tolist()}
     if adapted:
         tree["adapted"] = _as_json("adapted", adapted)
+    if calibration is not None:
+        tree["calibration"] = _as_text(calibration)
     content = Content("torch", {**tree, STATE_DICT: state_dict}, (STATE_DICT,))
     return _serialised(path, content)
 
@@ -215,6 +238,26 @@ def _as_json(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"expected {name} to be what JSON can hold: {error}") from None
     return copied
+
+
+def budget(size: int) -> int:
+    """Return the bytes that a calibration may take in a file of this size, as text.
+
+    A twentieth of it, or 1 MiB where that is more: a small model has as many classes as a large.
+    """
+    return max(size // 20, 2**20) * 3 // 4  # four letters hold three bytes
+
+
+def _packed(calibration: Calibration | None, model: nn.Module) -> bytes | None:
+    if calibration is None:
+        return None
+    calibration.moments.check_fit(model)
+    size = sum(t.nbytes for t in norms.unwrap(model).state_dict().values())
+    return calibration.to_bytes(budget(size))
+
+
+def _as_text(content: bytes | None) -> str | None:
+    return None if content is None else base64.b64encode(content).decode()
 
 
 def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -128,10 +128,10 @@ def estimate(
     chosen = draw(loader, wanted, seed)
     dropped: list[int] = []
     sample = Sample(
-        _pieces(finite(chosen.batches, on_bad, dropped.append), where, forward, weight),
+        pieces(finite(chosen.batches, on_bad, dropped.append), where, forward, weight),
         tensors=forward is None,
     )
-    engine = _Engine(
+    engine = Engine(
         model, chosen_layers, forward or call, memory, where, precision, progress, prior, correction
     )
     with norms.evaluating(model), heap.kept(where):
@@ -153,7 +153,7 @@ def estimate(
 
 
 @dataclass
-class _Engine:
+class Engine:
     """Runs samples through one prepared model."""
 
     model: nn.Module
@@ -169,12 +169,12 @@ class _Engine:
 
     def exact(self, sample: Sample, total: int | None, tolerance: float | None) -> Statistics:
         """Run all samples in lockstep; with a tolerance, ever more until it is met."""
-        seen, limit = self._look(sample)
+        seen, limit = self.look(sample)
         most = limit if total is None else min(limit, total)
         goal = most if tolerance is None else FIRST_SAMPLES
         while True:
             sample.grow(min(goal, most), self._reading(total))
-            with self._autocast():
+            with self.autocast():
                 found = self._lockstep(sample, seen, self.prior)
             statistics = Statistics(found, sample.count, mode="exact", tolerance=tolerance)
             met = tolerance is None or max(statistics.errors().values()) <= tolerance
@@ -190,7 +190,7 @@ class _Engine:
 
     def stream(self, sample: Sample, total: int | None) -> Statistics:
         """Run chunk after chunk in lockstep, each by itself, and pool their moments."""
-        seen, limit = self._look(sample)
+        seen, limit = self.look(sample)
         chunk = max(2, min(STREAM_CHUNK, limit))
         found: dict[str, Moments] = {}
         count = 0
@@ -200,7 +200,7 @@ class _Engine:
             if count and sample.count < 2:  # a last sample alone has no variance in every layer
                 break
             if sample.count:
-                with self._autocast():
+                with self.autocast():
                     for name, moments in self._lockstep(sample, seen).items():
                         found[name] = found[name] + moments if name in found else moments
             count += sample.count
@@ -209,7 +209,7 @@ class _Engine:
                 self.progress("streaming", count, total)
         return Statistics(found, count, mode="stream")
 
-    def _look(self, sample: Sample) -> tuple[Probe, int]:
+    def look(self, sample: Sample) -> tuple[Probe, int]:
         """Return what a small forward shows, and how many samples memory allows."""
         try:
             seen = self._probe(sample)
@@ -234,7 +234,7 @@ class _Engine:
         return seen, max((memory - while_running * self.rows) // each, 2)
 
     def _probe(self, sample: Sample) -> Probe:
-        with self._autocast():
+        with self.autocast():
             return probe(self.model, self.layers, sample.first(2), self.forward)
 
     def _lockstep(self, sample: Sample, seen: Probe, prior: float = 0) -> dict[str, Moments]:
@@ -262,7 +262,8 @@ class _Engine:
         """Whether hooks of the user's might keep an activation, which then must stay as it is."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context that the passes run in."""
         return autocast(self.precision, self.where)
 
     def _reading(self, total: int | None) -> Callable[[int], None] | None:
@@ -319,9 +320,10 @@ def prepared(
     return model, layers, where
 
 
-def _pieces(
+def pieces(
     batches: Iterable[Any], where: torch.device, forward: Forward | None, weight: Weight | None
 ) -> Iterator[tuple[Any, Tensor | None]]:
+    """Yield what the forward takes of each batch, on its device, and the samples' weights."""
     for batch in batches:
         piece = inputs_of(batch) if forward is None else batch
         weights = None if weight is None else weights_of(batch, weight, size_of(piece))

@@ -40,6 +40,18 @@ class ClassMoments:
         """Shape (K,): the source's own mix of classes, which sums to 1."""
         return self.counts / self.counts.sum()
 
+    def check_fit(self, model: nn.Module) -> None:
+        """Raise EstimationError unless every layer is in the model, with as many channels."""
+        layers = norms.norm_layers(model)
+        for name in self.mean:
+            if name not in layers:
+                raise EstimationError(f"the model has no norm layer '{name}' with statistics")
+            stored, known = len(norms.read(layers[name]).mean), self.mean[name].shape[1]
+            if stored != known:
+                raise EstimationError(
+                    f"norm layer '{name}' has {stored} channels, the classes' moments {known}"
+                )
+
     def mixed(self, name: str, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and variance that a layer would see under a mix of classes.
 

@@ -2,12 +2,14 @@
 
 from adaptkit.pipeline.adapt import Run, adapt_folder
 from adaptkit.pipeline.apply import apply_statistics
+from adaptkit.pipeline.calibrate import Calibrated, calibrate_checkpoint
 from adaptkit.pipeline.common import Outputs
 from adaptkit.pipeline.inspect import Inspection, inspect_checkpoint
 from adaptkit.pipeline.runs import as_text, compare_reports
 from adaptkit.pipeline.shift import ShiftRun, shift_folders
 
 __all__ = [
+    "Calibrated",
     "Inspection",
     "Outputs",
     "Run",
@@ -15,6 +17,7 @@ __all__ = [
     "adapt_folder",
     "apply_statistics",
     "as_text",
+    "calibrate_checkpoint",
     "compare_reports",
     "inspect_checkpoint",
     "shift_folders",

@@ -1,0 +1,164 @@
+"""A sample in memory, on which a model is tried with one set of statistics after another."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adaptkit import norms
+from adaptkit.batches import Forward, call
+from adaptkit.errors import EstimationError
+from adaptkit.estimation import heap
+from adaptkit.estimation.lockstep import Settle, lockstep
+from adaptkit.estimation.precision import Precision
+from adaptkit.estimation.run import Engine, Progress, checked, pieces, prepared
+from adaptkit.estimation.sample import Sample
+from adaptkit.estimation.sampling import draw, finite
+from adaptkit.estimation.statistics import Statistics
+from adaptkit.features import NoFeaturesError, Tap
+from adaptkit.moments import Moments
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one run of a trial showed.
+
+    Args:
+        moments: layer name -> of its input, in the order in which the layers are passed.
+        settled: layer name -> the mean and variance that it normalised by, each (C,).
+        outputs: what the model gave, a micro-batch each.
+        features: shape (N, D), float32, the pooled features (see `adaptkit.features`); None where
+            the model has no layer to take them at.
+        statistics: what an adapted model would store.
+    """
+
+    moments: dict[str, Moments]
+    settled: dict[str, tuple[Tensor, Tensor]]
+    outputs: list[Any]
+    features: NDArray[np.float32] | None
+    statistics: Statistics
+
+
+class Trial:
+    """Runs a model over one sample as often as wanted, each time with other statistics.
+
+    As `estimate` does, in one forward each, but to the end, and with what comes out. The data is
+    read once; the model is left as it was after every run.
+
+    Args:
+        model: with layers that store data-set statistics.
+        loader: as for `estimate`, like all that follow.
+
+    Raises:
+        EstimationError: no layer stores statistics, there is no data, or memory allows none.
+
+    >>> net = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 2))
+    >>> trial = Trial(net, [torch.tensor([[1.0], [3.0]])])
+    >>> trial.run().settled["0"][0].item(), trial.run(trial.source).settled["0"][0].item()
+    (2.0, 0.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        samples: int | Literal["all"] | None = None,
+        memory: int | None = None,
+        layers: norms.Select = None,
+        device: torch.device | str | None = None,
+        precision: Precision = "auto",
+        forward: Forward | None = None,
+        on_bad: Literal["skip", "raise"] = "skip",
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        wanted = checked(samples=samples, on_bad=on_bad)
+        self.model, self.layers, self._where = prepared(model, layers, device)
+        self.stored = {name: norms.read(layer) for name, layer in self.layers.items()}
+        self._forward = forward or call
+        chosen = draw(loader, wanted, seed)
+        dropped: list[int] = []
+        read = pieces(finite(chosen.batches, on_bad, dropped.append), self._where, forward, None)
+        self._sample = Sample(read, tensors=forward is None)
+        self._engine = Engine(
+            self.model, self.layers, self._forward, memory, self._where, precision, None, 0, None
+        )
+        total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
+        with norms.evaluating(self.model), heap.kept(self._where):
+            self._sample.grow(1)
+            if not self._sample.count:
+                raise EstimationError("there is no data to try the model on: the loader is empty")
+            _, limit = self._engine.look(self._sample)
+        most = limit if total is None else min(limit, total)
+        self._sample.grow(most, lambda count: progress and progress("reading", count, total))
+        self._available, self._random, self._dropped = chosen.available, chosen.random, dropped
+        self._limited = total is not None and limit < total
+
+    def __len__(self) -> int:
+        return self._sample.count
+
+    def source(self, name: str, _: Moments) -> tuple[Tensor, Tensor]:
+        """Settle a layer on what it stores: a run of the model as it is."""
+        return self.stored[name].mean, self.stored[name].variance
+
+    def run(self, settle: Settle | None = None, *, weight: Tensor | None = None) -> Seen:
+        """Run the model over the sample.
+
+        Args:
+            settle: gives the mean and variance that a layer normalises by, of its name and
+                moments; by default they are the moments' own, as in `estimate`.
+            weight: shape (N,), of the samples in the moments, of which only the ratios matter.
+
+        Raises:
+            EstimationError: as `estimate`.
+        """
+        batches = self._sample.micro_batches(self._engine.rows)
+        outputs: dict[int, Any] = {}
+        settled: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def forward(model: nn.Module, batch: Any) -> None:
+            outputs[id(batch)] = self._forward(model, batch)
+
+        def noted(name: str, moments: Moments) -> tuple[Tensor, Tensor]:
+            found = (moments.mean, moments.variance()) if settle is None else settle(name, moments)
+            settled[name] = found
+            return found
+
+        with (
+            norms.evaluating(self.model),
+            heap.kept(self._where),
+            self._engine.autocast(),
+            Tap(self.model) as tap,
+        ):
+            moments = lockstep(
+                self.model, self.layers, batches, forward, weight=weight, settle=noted
+            )
+            try:
+                features = tap.take_all(len(self))
+            except NoFeaturesError:
+                features = None
+        plain = Statistics(
+            moments,
+            len(self),
+            available=self._available,
+            random=self._random,
+            limited=self._limited,
+            dropped=sum(self._dropped),
+            unvisited=tuple(name for name in self.layers if name not in moments),
+        )
+
+        def as_settled(name: str, _: Moments) -> tuple[Tensor, Tensor]:
+            return settled[name]
+
+        return Seen(
+            moments,
+            settled,
+            [outputs[id(batch)] for batch in batches],
+            features,
+            plain if settle is None else plain.corrected(as_settled),
+        )

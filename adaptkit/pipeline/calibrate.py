@@ -1,0 +1,117 @@
+"""A checkpoint and labelled images of its own domain to a checkpoint that can judge targets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import Unpack
+
+from adaptkit.checkpoint import SUFFIXES, budget, checkpoint_files, output_paths, suffix_of
+from adaptkit.device import resolve_device
+from adaptkit.errors import DataError, EstimationError, OutputError
+from adaptkit.files import check_outputs, write_files
+from adaptkit.guard import Calibration, calibrate
+from adaptkit.pipeline.common import Progress, refuse_too_many_bad
+from adaptkit.pipeline.opening import Said, head_of, open_checkpoint, open_images, source_files
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What one run of `calibrate` did.
+
+    Args:
+        calibration: as the file holds it.
+        images: that it was taken from.
+        skipped: path -> why an image could not be read.
+        bytes: that it takes in the file.
+        share: of the file's bytes before.
+        written: the files.
+    """
+
+    calibration: Calibration
+    images: int
+    skipped: dict[str, str]
+    bytes: int
+    share: float
+    written: tuple[Path, ...]
+
+
+def calibrate_checkpoint(
+    source: str | Path,
+    source_data: str | Path,
+    out: str | Path | None = None,
+    *,
+    most_bytes: int | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+    seed: int = 0,
+    force: bool = False,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+    **said: Unpack[Said],
+) -> Calibrated:
+    """Measure what a model shows of each class of its own domain; write it into its checkpoint.
+
+    What loaded the file before loads the new one too, and finds the same weights.
+
+    Args:
+        source: a checkpoint of a classifier; never written.
+        source_data: class folders of the domain that it was trained on, best of images that it was
+            not trained on.
+        out: by default ``<source stem>-calibrated<suffix>`` in the current folder.
+        most_bytes: that the calibration may take in the file; by default a twentieth of it, or
+            1 MiB where that is more.
+        device: as for `adapt_folder`, like the next three.
+        batch_size: images a batch.
+        workers: processes that decode images.
+        seed: of the draws behind `Calibration.typicality`.
+        force: replace an output that exists.
+        skip_bad: go on even if more than a tenth of the images cannot be read.
+        progress: called as ``progress("calibrating", done, total)``.
+        said: see `Said`.
+
+    Raises:
+        AdaptkitError: what is wrong with the checkpoint, the images or the output; nothing has been
+            written then.
+    """
+    source = Path(source)
+    end = suffix_of(source)
+    suffix = end if end in SUFFIXES or source.suffix in SUFFIXES else ".pt"
+    out = Path(out) if out else Path(f"{source.name.removesuffix(end)}-calibrated{suffix}")
+    if not out.name.endswith(SUFFIXES):
+        raise OutputError(f"Expected an output ending in {', '.join(SUFFIXES)}, got {out}")
+    check_outputs([out], inputs=[source, *source_files(said)], force=force)
+    where = resolve_device(device)
+    checkpoint = open_checkpoint(source, **said)
+    whole = output_paths(out, checkpoint)
+    check_outputs(whole, inputs=[*checkpoint.files, *source_files(said)], force=force)
+    model = checkpoint.model.to(where)
+    head = head_of(checkpoint)
+    if head.kind != "classes":
+        raise EstimationError(f"{source} gives no classes to calibrate: expected a classifier")
+    images = open_images(checkpoint, head, Path(source_data), batch_size, workers)
+    if images.listing.classes is None:
+        raise DataError(
+            f"{source_data} has no labels: expected a folder with a sub-folder for each class"
+        )
+    count = len(images.dataset)  # type: ignore[arg-type]
+    found = calibrate(
+        model,
+        images,
+        seed=seed,
+        progress=progress and (lambda stage, n, _: progress(stage, n, count)),
+    )
+    refuse_too_many_bad(images, skip_bad)
+    allowed = budget(checkpoint.size) if most_bytes is None else most_bytes * 3 // 4
+    packed = found.to_bytes(allowed)
+    files = checkpoint_files(out, model, like=checkpoint, adapted=None, calibration=packed)
+    write_files(files)
+    taken = -(-len(packed) // 3) * 4
+    return Calibrated(
+        calibration=Calibration.from_bytes(packed),
+        images=int(found.confusion.sum()),
+        skipped=dict(images.skipped),
+        bytes=taken,
+        share=taken / checkpoint.size,
+        written=tuple(files),
+    )
