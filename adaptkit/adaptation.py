@@ -1,14 +1,16 @@
 """AdaBN in one call: the model, with the target's normalisation statistics."""
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adaptkit.device import resolve_device
+from adaptkit.errors import EstimationError
 from adaptkit.estimation import estimate
+from adaptkit.guard import Calibration, decide, decided_statistics
 from adaptkit.moments import Moments
 
 
@@ -18,6 +20,8 @@ def adapt(
     *,
     prior: float = 0,
     correction: Callable[[str, Moments], tuple[Tensor, Tensor]] | None = None,
+    guard: Literal["off", "auto"] = "off",
+    calibration: Calibration | None = None,
     inplace: bool = False,
     device: torch.device | str | None = None,
     **options: Any,
@@ -26,7 +30,8 @@ def adapt(
 
     The weights stay; every layer that stores data-set statistics gets the target's mean and
     unbiased variance in their place, as `estimate` finds them. Labels are never read. This assumes
-    that the target's class mix resembles the source's: where it does not, accuracy can fall.
+    that the target's class mix resembles the source's: where it does not, accuracy can fall, and
+    `guard` is for that.
 
     Args:
         model: any model with BatchNorm layers or others that store statistics.
@@ -37,6 +42,9 @@ def adapt(
             (`python -m benchmarks target-size`).
         correction: of the statistics, layer by layer; `adaptkit.guard.ClassMix` corrects them for
             a mix of classes that is not the source's.
+        guard: "auto" returns the model that `adaptkit.guard.decide` chose, which may be the
+            source's own; the loader is then read twice. Not with `correction` or `weight`.
+        calibration: of the model (`calibrate`), for the guard: it chooses better with one.
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
         **options: of `estimate`: mode, samples, tolerance, memory, layers, weight, precision,
@@ -46,7 +54,8 @@ def adapt(
         The adapted model, its training flags as they were.
 
     Raises:
-        EstimationError: see `estimate`; the model's statistics are then unchanged.
+        EstimationError: see `estimate`; or the guard is given a correction, a weight or an iterator
+            that can be read once. The model's statistics are then unchanged.
         DataError: a batch is of a form that only `forward` could handle.
 
     Source: AdaBN, Li et al. 2016, arXiv 1603.04779; `prior`: Schneider et al. 2020, arXiv
@@ -60,9 +69,37 @@ def adapt(
     adapted = model if inplace else copy.deepcopy(model)
     if device is not None:
         adapted = adapted.to(resolve_device(device))
+    if guard == "auto":
+        if correction is not None or options.get("weight") is not None:
+            raise EstimationError("the guard corrects and weighs by itself: leave that out")
+        return _guarded(adapted, loader, prior, calibration, options)
+    if guard != "off":
+        raise EstimationError(f"Expected guard to be 'off' or 'auto', got {guard!r}")
     statistics = estimate(adapted, loader, prior=prior, correction=correction, **options)
-    if prior:
-        statistics = statistics.blend(adapted, prior=prior)
     if correction:
         statistics = statistics.corrected(correction)
+    if prior:
+        statistics = statistics.blend(adapted, prior=prior)
     return statistics.apply(adapted)
+
+
+def _guarded(
+    model: nn.Module,
+    loader: Iterable[Any],
+    prior: float,
+    calibration: Calibration | None,
+    options: dict[str, Any],
+) -> nn.Module:
+    if isinstance(loader, Iterator):
+        raise EstimationError(
+            "the guard reads the data twice, and an iterator can be read once: give a list or a "
+            "DataLoader"
+        )
+    options = {name: value for name, value in options.items() if name != "weight"}
+    alike = {name: options[name] for name in _OF_DECIDE if name in options}
+    decision = decide(model, loader, calibration=calibration, prior=prior, **alike)
+    _, statistics = decided_statistics(decision, model, loader, prior=prior, **options)
+    return model if statistics is None else statistics.apply(model)
+
+
+_OF_DECIDE = ("memory", "layers", "precision", "forward", "on_bad", "seed", "progress")

@@ -115,10 +115,21 @@ from . import options
     "on images that were not adapted to.",
 )
 @click.option(
+    "--guard",
+    type=click.Choice(["auto", "off", "report"]),
+    default="auto",
+    show_default=True,
+    help="auto: judge without labels whether adapting helps, and keep the source's "
+    "statistics where it would hurt. report: say so, and adapt all the same. It knows "
+    "more of a model from `adaptkit calibrate`, or with --source-data in class folders.",
+)
+@click.option(
     "--class-shares",
-    metavar="uniform|FILE",
-    help="The target's mix of classes, where you know it and it is not the source's: a CSV "
-    "of class,share. Needs --source-data with class folders.",
+    default="auto",
+    show_default=True,
+    metavar="auto|uniform|FILE",
+    help="The target's mix of classes. auto: the guard's estimate. Where you know it: a "
+    "CSV of class,share. Needs a calibrated model, or --source-data in class folders.",
 )
 @options.preparation
 @options.source_data

@@ -86,18 +86,22 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int | None], None] 
 def print_run(run: "Run") -> None:
     """Print what a run did: how, the table, what was left out, and what was written."""
     from adaptkit.report.answer import outcome
+    from adaptkit.report.guarded import kept
 
     out = console()
     statistics = run.statistics
     restyled = run.report.details["method"] == "adain"
     if statistics is None or restyled:
         out.print(f"Restyled {run.images:,} images to the source's, one by one (AdaIN)")
+    elif kept(run.report):
+        out.print(f"Kept the source's statistics, looking at {statistics.samples:,} images")
     else:
         chosen = f"{statistics.samples:,} of {run.images:,} images"
         out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
     out.print(f"Images: {run.report.details['prepared']}")
     for note in run.notes:
         out.print(f"Note: {note}")
+    _print_guard(out, run.report)
     errors = [] if statistics is None else statistics.errors().values()
     errors = [e for e in errors if e < float("inf")]
     if errors and not restyled:
@@ -115,6 +119,19 @@ def print_run(run: "Run") -> None:
         out.print(sentence)
     _print_skipped(out, run.skipped)
     _print_written(out, run.written)
+
+
+def _print_guard(out: Console, report: "Report") -> None:
+    """Print what the guard chose, why, and by which figures."""
+    from adaptkit.report.guarded import guard_table, guard_words
+
+    guard = report.details.get("guard")
+    if not guard:
+        return
+    for sentence in guard_words(guard):
+        out.print(sentence)
+    for name, figure in guard_table(guard).itertuples(index=False):
+        out.print(f"  {name}: {figure}")
 
 
 def print_calibrated(found: "Calibrated") -> None:

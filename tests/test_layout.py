@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "program": {"errors", "exact"},
     "estimation": {"errors", "moments", "norms", "batches", "device", "features", "files"},
     "guard": {"batches", "errors", "estimation", "evaluation", "features", "moments", "norms"},
-    "adaptation": {"batches", "device", "estimation", "moments"},
+    "adaptation": {"batches", "device", "errors", "estimation", "guard", "moments"},
     "evaluation": {"errors", "batches", "device", "norms", "paired"},
     "features": {"errors", "batches", "norms"},
     "calibration": set(),

@@ -96,7 +96,7 @@ def lockstep(
             here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
             found[name] = found[name] + here if name in found else here
             _check(name, found[name])
-            norms.replace(layers[name], *(settle or _as_found)(name, found[name]))
+            norms.replace(layers[name], *(settle or as_found)(name, found[name]))
             done += 1
             if progress:
                 progress(len(found))
@@ -117,7 +117,8 @@ def _advance(coroutines: Sequence[Coroutine[_Arrival]]) -> list[_Arrival]:
     return [a for a in arrivals if a]
 
 
-def _as_found(_: str, moments: Moments) -> tuple[Tensor, Tensor]:
+def as_found(_: str, moments: Moments) -> tuple[Tensor, Tensor]:
+    """Settle a layer on the mean and unbiased variance of its moments."""
     return moments.mean, moments.variance()
 
 

@@ -15,7 +15,7 @@ from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import heap
-from adaptkit.estimation.lockstep import Settle, lockstep
+from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
@@ -90,7 +90,7 @@ def estimate(
             sees. What is returned is not blended. "stream" blends nothing, as a chunk is not all.
         correction: gives the mean and variance that a layer normalises by, of its name and moments
             (see `adaptkit.guard.ClassMix`); what is returned is not corrected (see
-            `Statistics.corrected`). Not together with `prior` or "stream".
+            `Statistics.corrected`). A prior blends what it gives. Not together with "stream".
         layers: names or globs of the layers to estimate, or a predicate of name and layer; the
             others keep their statistics. By default all.
         weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
@@ -122,8 +122,8 @@ def estimate(
     ([2.0, 2.0], [4.0, 3.0])
     """
     wanted = checked(mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad, prior=prior)
-    if correction is not None and (prior or mode == "stream"):
-        raise EstimationError("Expected a correction with mode 'exact' and without a prior")
+    if correction is not None and mode == "stream":
+        raise EstimationError("Expected a correction with mode 'exact', got 'stream'")
     model, chosen_layers, where = prepared(model, layers, device)
     chosen = draw(loader, wanted, seed)
     dropped: list[int] = []
@@ -246,7 +246,7 @@ class Engine:
                 sample.micro_batches(self.rows),
                 self.forward,
                 weight=sample.weights(),
-                settle=self.correction or self._blended(sample.count / (sample.count + prior)),
+                settle=self._blended(sample.count / (sample.count + prior)),
                 owned=() if self._watched() else seen.owned,
                 # A layer that the probe did not pass may still come for other samples.
                 visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
@@ -254,9 +254,10 @@ class Engine:
             )
 
     def _blended(self, share: float) -> Settle:
-        """Return what blends such a share of a layer's moments with what stands in it now."""
+        """Return what blends such a share of the target's with what stands in a layer now."""
         source = {name: norms.read(layer) for name, layer in self.layers.items()}
-        return lambda name, found: source[name].towards(found.mean, found.variance(), share)
+        settle = self.correction or as_found
+        return lambda name, found: source[name].towards(*settle(name, found), share)
 
     def _watched(self) -> bool:
         """Whether hooks of the user's might keep an activation, which then must stay as it is."""

@@ -13,7 +13,7 @@ from adaptkit import norms
 from adaptkit.batches import Forward, call
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import heap
-from adaptkit.estimation.lockstep import Settle, lockstep
+from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.run import Engine, Progress, checked, pieces, prepared
 from adaptkit.estimation.sample import Sample
@@ -28,19 +28,22 @@ class Seen:
     """What one run of a trial showed.
 
     Args:
-        moments: layer name -> of its input, in the order in which the layers are passed.
+        plain: the moments of each layer's input, in the order in which the layers are passed.
         settled: layer name -> the mean and variance that it normalised by, each (C,).
         outputs: what the model gave, a micro-batch each.
         features: shape (N, D), float32, the pooled features (see `adaptkit.features`); None where
             the model has no layer to take them at.
-        statistics: what an adapted model would store.
     """
 
-    moments: dict[str, Moments]
+    plain: Statistics
     settled: dict[str, tuple[Tensor, Tensor]]
     outputs: list[Any]
     features: NDArray[np.float32] | None
-    statistics: Statistics
+
+    @property
+    def statistics(self) -> Statistics:
+        """What an adapted model would store."""
+        return self.plain.corrected(lambda name, _: self.settled[name])
 
 
 class Trial:
@@ -68,6 +71,7 @@ class Trial:
         loader: Iterable[Any],
         *,
         samples: int | Literal["all"] | None = None,
+        prior: float = 0,
         memory: int | None = None,
         layers: norms.Select = None,
         device: torch.device | str | None = None,
@@ -77,10 +81,10 @@ class Trial:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        wanted = checked(samples=samples, on_bad=on_bad)
+        wanted = checked(samples=samples, on_bad=on_bad, prior=prior)
         self.model, self.layers, self._where = prepared(model, layers, device)
         self.stored = {name: norms.read(layer) for name, layer in self.layers.items()}
-        self._forward = forward or call
+        self._forward, self._prior = forward or call, prior
         chosen = draw(loader, wanted, seed)
         dropped: list[int] = []
         read = pieces(finite(chosen.batches, on_bad, dropped.append), self._where, forward, None)
@@ -125,9 +129,10 @@ class Trial:
             outputs[id(batch)] = self._forward(model, batch)
 
         def noted(name: str, moments: Moments) -> tuple[Tensor, Tensor]:
-            found = (moments.mean, moments.variance()) if settle is None else settle(name, moments)
-            settled[name] = found
-            return found
+            found = (settle or as_found)(name, moments)
+            share = len(self) / (len(self) + self._prior)
+            settled[name] = self.stored[name].towards(*found, share)
+            return settled[name]
 
         with (
             norms.evaluating(self.model),
@@ -151,14 +156,4 @@ class Trial:
             dropped=sum(self._dropped),
             unvisited=tuple(name for name in self.layers if name not in moments),
         )
-
-        def as_settled(name: str, _: Moments) -> tuple[Tensor, Tensor]:
-            return settled[name]
-
-        return Seen(
-            moments,
-            settled,
-            [outputs[id(batch)] for batch in batches],
-            features,
-            plain if settle is None else plain.corrected(as_settled),
-        )
+        return Seen(plain, settled, [outputs[id(batch)] for batch in batches], features)

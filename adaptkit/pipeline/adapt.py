@@ -18,8 +18,11 @@ from adaptkit.estimation import certify as certified
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.statistics import as_fields
 from adaptkit.files import check_outputs, write_files
+from adaptkit.guard import ClassMix, Decision, decide
 from adaptkit.layers import Style
-from adaptkit.pipeline.class_shares import UNIFORM, known_mix
+from adaptkit.norms import norm_layers, read
+from adaptkit.pipeline import guarding
+from adaptkit.pipeline.class_shares import AUTO, UNIFORM, known_shares
 from adaptkit.pipeline.common import (
     Clock,
     Outputs,
@@ -35,6 +38,7 @@ from adaptkit.pipeline.methods import (
     adain,
     check_layers,
     check_method,
+    decided,
     without_layers,
 )
 from adaptkit.pipeline.opening import (
@@ -58,6 +62,8 @@ from adaptkit.report.cells import csv
 from adaptkit.report.charts import Chart, layer_chart, projection_chart
 from adaptkit.report.charts.projection import POINTS as SHOWN
 
+WEIGHTED = ("balanced", "early")  # choices of the guard in which images weigh unlike
+
 _Features = tuple[Vectors | None, Vectors | None, Vectors | None]
 
 
@@ -73,6 +79,7 @@ class Run:
     notes: tuple[str, ...]
     written: tuple[Path, ...]
     moved: str  # how far the domain moved, in words
+    decision: Decision | None  # the guard's, where it was asked
 
 
 def adapt_folder(
@@ -96,7 +103,8 @@ def adapt_folder(
     certify: bool = False,
     holdout: float = 0,
     source_data: str | Path | None = None,
-    class_shares: str | Path | None = None,
+    class_shares: str | Path = AUTO,
+    guard: Literal["auto", "off", "report"] = "auto",
     seed: int = 0,
     force: bool = False,
     skip_bad: bool = False,
@@ -136,10 +144,16 @@ def adapt_folder(
         holdout: the share of the images, drawn at random, that are scored but not adapted to; 0
             scores all images, those that were adapted to included.
         source_data: images of the domain that the model was trained on, to compare with.
-        class_shares: how often each class occurs in the target, where that is known: "uniform", or
-            a CSV file of ``class,share``. The statistics are then corrected for it
-            (`adaptkit.guard.ClassMix`), by what `source_data`, with class folders, shows of each
-            class. Goes with neither `prior` nor mode "stream".
+        class_shares: how often each class occurs in the target: "auto" lets the guard estimate it,
+            if it can; where it is known, "uniform" or a CSV file of ``class,share``. The statistics
+            are then corrected for it (`adaptkit.guard.ClassMix`), by the checkpoint's calibration,
+            else by what `source_data`, with class folders, shows of each class. Not with mode
+            "stream".
+        guard: "auto" lets `adaptkit.guard.decide` choose, without labels, whether the target's
+            statistics are taken over and how; where it keeps the source's, the file that is written
+            is the source's. It knows more with a calibration (see `calibrate_checkpoint`) or with
+            `source_data` in class folders. "report" says what it would have chosen and takes the
+            target's all the same; "off" does not ask.
         seed: decides which images are drawn.
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
@@ -161,13 +175,14 @@ def adapt_folder(
         Path(source), Path(out) if out else None, Path(report) if report else None, pack=stats_only
     )
     reports = [outputs.csv, outputs.json, outputs.html, outputs.confusion]
-    shares_file = None if class_shares in (None, UNIFORM) else Path(str(class_shares))
+    given_shares = None if class_shares == AUTO else class_shares
+    shares_file = None if given_shares in (None, UNIFORM) else Path(str(given_shares))
     inputs = [Path(source), *source_files(said), *([shares_file] if shares_file else [])]
     check_outputs([outputs.checkpoint, *reports], inputs=inputs, force=force)
-    if class_shares is not None and (prior or mode == "stream"):
-        raise EstimationError(
-            "class shares go with neither --prior nor --mode stream: leave one out"
-        )
+    if given_shares is not None and mode == "stream":
+        raise EstimationError("class shares do not go with --mode stream: leave one out")
+    guarding.check_mode(guard)
+    asked = method == "adabn" and guard != guarding.OFF
     if not 0 <= holdout < 1:
         raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
     where = resolve_device(device)
@@ -183,9 +198,22 @@ def adapt_folder(
         of_source = source_data and open_images(
             checkpoint, head, Path(source_data), batch_size, workers
         )
-        mix = None
-        if class_shares is not None:
-            mix = known_mix(model, of_source or None, head, class_shares, progress)
+        calibration = shares = None
+        if asked or given_shares is not None:
+            calibration = guarding.known_calibration(
+                checkpoint,
+                model,
+                of_source or None,
+                head,
+                strict=given_shares is not None,
+                seed=seed,
+                progress=progress,
+            )
+        if given_shares is not None:
+            known = guarding.needed(calibration, head)
+            listed = of_source.listing.classes if of_source else loader.listing.classes
+            names = checkpoint.classes or listed or [str(k) for k in range(known.classes)]
+            shares = known_shares(given_shares, names)
     total = len(loader.listing.paths)
     to_adapt, to_score = _parts(loader, holdout, seed)
 
@@ -200,23 +228,39 @@ def adapt_folder(
     with some_readable(to_score):
         before, seen_before = evaluated("before", model, to_score)
     refuse_too_many_bad(to_score, skip_bad)
-    with clock.stage("estimate"):
-        if method == "adabn":
-            done = adabn(
+    decision: Decision | None = None
+    mix = None if shares is None or calibration is None else ClassMix(calibration.moments, shares)
+    if asked:
+        with clock.stage("decide"):
+            decision = decide(
                 model,
                 to_adapt,
-                to_score,
-                mode=mode,
-                samples=samples,
-                tolerance=tolerance,
+                calibration=calibration,
+                shares=shares,
+                prior=prior,
                 memory=memory,
                 layers=layers,
-                prior=prior,
-                correction=mix,
                 precision=precision,
                 seed=seed,
                 progress=progress,
             )
+    with clock.stage("estimate"):
+        if method == "adabn":
+            how: dict[str, Any] = {
+                "mode": mode,
+                "samples": samples,
+                "tolerance": tolerance,
+                "memory": memory,
+                "layers": layers,
+                "prior": prior,
+                "precision": precision,
+                "seed": seed,
+                "progress": progress,
+            }
+            if decision is None or guard == guarding.REPORT:
+                done = adabn(model, to_adapt, to_score, correction=mix, **how)
+            else:
+                done = decided(decision, model, to_adapt, to_score, **how)
         else:
             style = checkpoint.style
             if of_source:
@@ -226,18 +270,20 @@ def adapt_folder(
     adapted, statistics = done.model, done.seen
     after, seen_after = evaluated("after", adapted, done.to_score)
     certificate = None
-    if certify and statistics is not None:
+    weighted = guard == guarding.AUTO and decision is not None and decision.choice in WEIGHTED
+    if certify and statistics is not None and not weighted:
         with clock.stage("certify"):
             certificate = certified(
                 adapted,
                 to_adapt,
                 samples=statistics.samples,
-                statistics=statistics if prior or mix else None,
+                statistics=None if done.applied is done.seen else statistics,
                 layers=layers,
                 seed=seed,
             )
 
     touched = method == "adabn"
+    names_of_all = checkpoint.classes or loader.listing.classes
     found = reported(
         before if touched else without_layers(before),
         after if touched else without_layers(after),
@@ -258,6 +304,7 @@ def adapt_folder(
             after,
             clock,
             certificate,
+            None if decision is None else guarding.as_fields(decision, guard, names_of_all),
         ),
     )
     found = replace(found, rows=(*found.rows, *done.rows))
@@ -265,8 +312,12 @@ def adapt_folder(
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
     notes = [*notes_on(checkpoint, head), *done.notes]
-    if mix:
+    if mix and done.applied:
         notes.append("the statistics are corrected for the class shares that were given.")
+    if certify and weighted:
+        notes.append("no certificate: each class counts alike, and none is known of that.")
+    if mode == "stream" and statistics is not None and statistics.mode != mode:
+        notes.append("what the guard chose cannot be streamed: the statistics are exact.")
     notes += _notes(loader, statistics if touched else None)
     skipped = dict(loader.skipped)
     features: _Features = (None, seen_before, seen_after)
@@ -298,14 +349,21 @@ def adapt_folder(
         charts=(*found.charts, *_more_charts(done.rows, features, seed)),
         pictures=tuple(pictures(first, second, to_score, classes)) if first and second else (),
     )
-    if stats_only and done.applied:
-        files = {outputs.checkpoint: done.applied.to_bytes(base=checkpoint.fingerprint())}
+    if stats_only and statistics is not None:
+        pack = done.applied or _as_stored(model, statistics)
+        files = {outputs.checkpoint: pack.to_bytes(base=checkpoint.fingerprint())}
     else:
         files = checkpoint_files(
             outputs.checkpoint,
             adapted,
             like=checkpoint,
-            adapted=record(checkpoint, done.applied, seed, method=method),
+            adapted=record(
+                checkpoint,
+                done.applied,
+                seed,
+                method=method,
+                guard=None if decision is None else decision.choice,
+            ),
             transform=done.transform or stated(checkpoint),
         )
     files[outputs.csv] = (found.to_csv() or "").encode()
@@ -324,7 +382,14 @@ def adapt_folder(
         notes=tuple(notes),
         written=tuple(files),
         moved=moved,
+        decision=decision,
     )
+
+
+def _as_stored(model: torch.nn.Module, seen: Statistics) -> Statistics:
+    """Return what a model stores in the layers that some statistics are of."""
+    stored = {name: read(layer) for name, layer in norm_layers(model).items()}
+    return seen.corrected(lambda name, _: (stored[name].mean, stored[name].variance))
 
 
 def _more_charts(rows: Sequence[Row], features: _Features, seed: int) -> Iterator[Chart]:
@@ -378,6 +443,7 @@ def _details(
     after: Scores,
     clock: Clock,
     certificate: Certificate | None,
+    guard: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what the JSON file says beside the rows."""
     first, second = of_classes(before), of_classes(after)
@@ -425,5 +491,5 @@ def _details(
         },
         "skipped": dict(loader.skipped),
         "seconds": clock.seconds,
-        "guard": None,
+        "guard": guard,
     }

@@ -1,56 +1,31 @@
-"""The target's mix of classes as its user knows it, and what of the source it takes to use it."""
+"""The target's mix of classes as its user knows it."""
 
 import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from adaptkit.data import ImageLoader
-from adaptkit.errors import DataError, EstimationError, few, shown
-from adaptkit.guard import ClassMix, class_moments
-from adaptkit.pipeline.common import Progress
-from adaptkit.pipeline.opening import Head
+from adaptkit.errors import DataError, few, shown
 
-UNIFORM = "uniform"
+AUTO, UNIFORM = "auto", "uniform"
 _MOST_BYTES = 2**24
 
 
-def known_mix(
-    model: nn.Module,
-    of_source: ImageLoader | None,
-    head: Head,
-    given: str | Path,
-    progress: Progress | None = None,
-) -> ClassMix:
-    """Return the correction for a target whose shares of the classes are given.
+def known_shares(given: str | Path, classes: Sequence[str]) -> Tensor:
+    """Return shape (K,), float64, of sum 1: the shares that are given.
 
     Args:
-        model: with its source statistics.
-        of_source: labelled images of the source, some of each class.
-        head: what the model gives.
         given: "uniform", or a file of shares (see `read_shares`).
-        progress: called as ``progress("measuring", done, total)``.
+        classes: their names, in the order of the model's outputs.
 
     Raises:
-        DataError: the file will not do, or there are no such images.
-        EstimationError: the model gives no classes.
+        DataError: the file will not do.
     """
-    if head.kind != "classes" or head.size is None:
-        raise EstimationError("class shares are for models that give classes: leave them out")
-    names = None if of_source is None else of_source.listing.classes
-    if of_source is None or names is None:
-        raise DataError(
-            "class shares need labelled source images to know the classes by: give --source-data "
-            "a folder with a sub-folder for each class"
-        )
-    shares = [1.0] * len(names) if given == UNIFORM else read_shares(given, names)
-    total = math.fsum(shares)
-    count = len(of_source.dataset)  # type: ignore[arg-type]
-    watch = progress and (lambda stage, n, _: progress(stage, n, count))
-    seen = class_moments(model, of_source, classes=head.size, progress=watch)
-    return ClassMix(seen, [share / total for share in shares])
+    shares = [1.0] * len(classes) if given == UNIFORM else read_shares(given, classes)
+    return torch.tensor(shares, dtype=torch.float64) / math.fsum(shares)
 
 
 def read_shares(path: str | Path, classes: Sequence[str]) -> list[float]:

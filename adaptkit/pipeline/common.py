@@ -135,6 +135,7 @@ def record(
     seed: int | None,
     *,
     method: str = "adabn",
+    guard: str | None = None,
 ) -> dict[str, Any]:
     """Return what an adapted file says of where it comes from."""
     estimated = {} if statistics is None else {"samples": statistics.samples}
@@ -145,6 +146,7 @@ def record(
         **estimated,
         "method": method,
         **mode,
+        **({} if guard is None else {"guard": guard}),
         "seed": seed,
         "adaptkit": __version__,
     }

@@ -13,7 +13,7 @@ from adaptkit.checkpoint import Checkpoint
 from adaptkit.data import ImageLoader
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import Statistics, estimate
-from adaptkit.guard import ClassMix
+from adaptkit.guard import ClassMix, Decision, decided_statistics
 from adaptkit.layers import Style
 from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
 from adaptkit.pipeline.scoring import Scores
@@ -34,6 +34,7 @@ _OF_ADABN = (  # arguments of adapt_folder that adain has no use for
     "certify",
     "holdout",
     "class_shares",
+    "guard",
 )
 
 
@@ -98,12 +99,23 @@ def adabn(
     layers: Sequence[str] | None,
     **options: Any,
 ) -> Adapted:
-    """Give a copy of the model the target's statistics, blended by `prior` or corrected."""
+    """Give a copy of the model the target's statistics, corrected, and blended by `prior`."""
     seen = estimate(model, to_adapt, layers=layers, prior=prior, correction=correction, **options)
-    applied = seen.blend(model, prior=prior) if prior else seen
-    if correction:
-        applied = seen.corrected(correction)
+    applied = seen.corrected(correction) if correction else seen
+    if prior:
+        applied = applied.blend(model, prior=prior)
     return Adapted(applied.apply(copy.deepcopy(model)), to_score, seen, applied)
+
+
+def decided(
+    decision: Decision, model: nn.Module, to_adapt: ImageLoader, to_score: ImageLoader, **how: Any
+) -> Adapted:
+    """Give a copy of the model the statistics that the guard chose; `how` as for `adabn`."""
+    seen, applied = decided_statistics(decision, model, to_adapt, **how)
+    adapted = copy.deepcopy(model)
+    if applied is not None:
+        applied.apply(adapted)
+    return Adapted(adapted, to_score, seen, applied)
 
 
 def adain(

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from adaptkit.report.domains import IMAGES
+from adaptkit.report.guarded import guard_words, kept
 from adaptkit.report.table import Report, Row
 
 SURE = 0.05  # of a p-value
@@ -132,6 +133,8 @@ def outcome(report: Report) -> list[str]:
             "No labels, so the accuracy is not known. Confidence that rises and entropy that "
             "falls mostly go with a gain, but not always: score a few labelled images."
         ]
+    if kept(report):
+        return ["The guard kept the source model, so nothing changed."]
     points = f"{abs(accuracy.change) * 100:.1f} points"
     if accuracy.p_value >= SURE:
         said = f"The accuracy did not change beyond chance (n = {accuracy.n:,})."
@@ -169,6 +172,8 @@ def _done(details: Mapping[str, Any]) -> Iterator[str]:
         return
     if details.get("method") == "adain":
         yield f"Restyled {images:,} images to the source's, one by one (AdaIN)."
+    elif (details.get("guard") or {}).get("choice") == "source" and details["guard"]["followed"]:
+        yield f"Kept the source's statistics on {images:,} images: the guard decided so."
     elif estimated is not None:
         layers = len((details.get("layers") or {}).get("adapted") or ())
         yield f"Adapted {layers} norm layers on {estimated:,} of {images:,} images, without labels."
@@ -207,6 +212,9 @@ def _pair(report: Report, metric: str) -> tuple[float, float] | None:
 def decision(report: Report) -> str:
     """Say what was decided and on what grounds."""
     arguments = report.details.get("arguments") or {}
+    guard = report.details.get("guard")
+    if guard:
+        return " ".join([*guard_words(guard), *_by_labels(report, guard)])
     what = "The adapted model was written"
     if report.details.get("method") == "adain":
         what = "The source model was written with a transform that restyles its images"
@@ -219,6 +227,16 @@ def decision(report: Report) -> str:
     if not change:
         return f"{said}. By the labels the two are not told apart."
     return f"{said}. By the labels {'adapting' if change > 0 else 'the source'} is better."
+
+
+def _by_labels(report: Report, guard: Mapping[str, Any]) -> Iterator[str]:
+    change = _sure_change(report)
+    if change is None or (guard["followed"] and guard["choice"] == "source"):
+        return
+    if not change:
+        yield "By the labels adapting changed nothing beyond chance."
+    else:
+        yield f"By the labels {'adapting' if change > 0 else 'the source'} is better."
 
 
 def _sure_change(report: Report) -> float | None:

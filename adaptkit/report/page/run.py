@@ -16,6 +16,7 @@ from adaptkit.report.answer import (
     outcome,
 )
 from adaptkit.report.cells import short
+from adaptkit.report.guarded import guard_table
 from adaptkit.report.page.page import Page, Section
 from adaptkit.report.table import Report
 
@@ -59,6 +60,9 @@ def _sections(report: Report) -> Iterator[Section]:
         figures_table(report),
         right=COLUMNS[1:],
     )
+    if details.get("guard"):
+        table = guard_table(details["guard"])
+        yield Section("What the guard went by", "", table, right=["figure"])
     if details.get("notes"):
         yield Section("To note", items=[str(note) for note in details["notes"]])
     charts = {chart.name: chart for chart in report.charts}

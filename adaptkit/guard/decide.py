@@ -1,0 +1,160 @@
+"""From a model and unlabelled target data to a decision, and to statistics that follow it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit import norms
+from adaptkit.batches import Forward
+from adaptkit.errors import DataError
+from adaptkit.estimation import Progress, Statistics, estimate
+from adaptkit.estimation.precision import Precision
+from adaptkit.estimation.trial import Trial
+from adaptkit.guard.calibrated import decide_calibrated, decide_shares
+from adaptkit.guard.calibration import Calibration
+from adaptkit.guard.class_mix import ClassMix
+from adaptkit.guard.decision import Decision
+from adaptkit.guard.typicality import severity
+from adaptkit.guard.uncalibrated import TYPICAL, TYPICAL_IMAGES, decide_uncalibrated
+from adaptkit.guard.view import View
+from adaptkit.guard.ways import Corrected, Full, Source
+
+SAMPLES = 256  # to decide on: some thirty forwards, and shares within three points
+
+
+def decide(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    calibration: Calibration | None = None,
+    shares: Tensor | Sequence[float] | None = None,
+    samples: int | Literal["all"] = SAMPLES,
+    prior: float = 0,
+    memory: int | None = None,
+    layers: norms.Select = None,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    forward: Forward | None = None,
+    on_bad: Literal["skip", "raise"] = "skip",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Decision:
+    """Decide without labels whether a model gains by the target's statistics, and by which.
+
+    With a calibration the choice is among the source's statistics, plain AdaBN, and statistics
+    corrected for the target's mix of classes, which is estimated (see `ClassMix`). Without one it
+    is among the source's, those of the early layers, and those of all layers with every predicted
+    class counting alike. Of a model whose output is not logits of classes nothing is known but
+    whether its images are typical of the source.
+
+    How often that is right, and where it is not: `python -m benchmarks guard`.
+
+    Args:
+        model: with its source statistics; left as it is.
+        loader: unlabelled target data, as for `estimate`; labels are not read.
+        calibration: what `calibrate` found of the model.
+        shares: shape (K,), the target's mix of classes where it is known; needs a calibration.
+        samples: how many to decide on at most.
+        prior: as for `estimate`, like all that follow; every way but the source's is then blended.
+        memory: as there.
+        layers: as there.
+        device: as there.
+        precision: as there.
+        forward: as there.
+        on_bad: as there.
+        seed: as there.
+        progress: as there.
+
+    Raises:
+        EstimationError: as `estimate`, or the calibration or the shares are another model's.
+
+    >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> decide(net, [x]).choice  # as the source's statistics say
+    'source'
+    """
+    trial = Trial(
+        model,
+        loader,
+        samples=samples,
+        prior=prior,
+        memory=memory,
+        layers=layers,
+        device=device,
+        precision=precision,
+        forward=forward,
+        on_bad=on_bad,
+        seed=seed,
+        progress=progress,
+    )
+    if shares is not None and calibration is None:
+        raise DataError("known shares of classes need a calibration to be used")
+    if calibration is not None:
+        calibration.moments.check_fit(trial.model)
+        if shares is not None:
+            return decide_shares(trial, calibration, shares)
+        return decide_calibrated(trial, calibration)
+    seen = trial.run(trial.source)
+    try:
+        source = View.of(seen)
+    except DataError:
+        return _by_images_alone(trial, severity(seen.plain, trial.stored))
+    return decide_uncalibrated(trial, source)
+
+
+def decided_statistics(
+    decision: Decision,
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    tolerance: float | None = None,
+    mode: Literal["exact", "stream"] = "exact",
+    prior: float = 0,
+    **options: Any,
+) -> tuple[Statistics, Statistics | None]:
+    """Estimate the statistics that a decision chose.
+
+    Args:
+        decision: on this model and loader.
+        model: left as it is.
+        loader: as for `estimate`, like all that follows.
+        tolerance: not for a choice of "early" or "balanced".
+        mode: "stream" is for plain AdaBN alone; all else takes as many samples as "exact" does.
+        prior: as for `estimate`.
+        options: samples, memory, layers, device, precision, forward, on_bad, seed and progress.
+
+    Returns:
+        What the layers see of the target behind those statistics, and what they are to store, None
+        where that is what they have.
+    """
+    way = decision.way
+    if isinstance(way, (Full, Corrected)):
+        mix = None
+        if isinstance(way, Corrected):
+            mix, mode = ClassMix(way.moments, torch.from_numpy(way.shares)), "exact"
+        seen = estimate(
+            model,
+            loader,
+            tolerance=tolerance,
+            mode=mode,
+            prior=prior,
+            correction=mix,
+            **options,
+        )
+        given = seen.corrected(mix) if mix else seen
+        return seen, given.blend(model, prior=prior) if prior else given
+    found = way.run(Trial(model, loader, prior=prior, **options)).seen
+    return found.plain, None if isinstance(way, Source) else found.statistics
+
+
+def _by_images_alone(trial: Trial, shift: float) -> Decision:
+    figures = {"severity": shift, "severity_typical": TYPICAL}
+    if shift <= TYPICAL:
+        return Decision(Source(), "source", (TYPICAL_IMAGES,), figures, None, False, len(trial))
+    grounds = (
+        "no mix of the source's classes would move the images' statistics so far.",
+        "the model gives no classes, so nothing else was weighed.",
+    )
+    return Decision(Full(), "full", grounds, figures, None, False, len(trial))

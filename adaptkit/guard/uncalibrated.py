@@ -1,0 +1,74 @@
+"""The decision without a calibration, by whether another mix of classes could cause the shift."""
+
+from adaptkit.estimation.trial import Trial
+from adaptkit.guard.decision import Decision
+from adaptkit.guard.typicality import severity
+from adaptkit.guard.view import View
+from adaptkit.guard.ways import EARLY, Balanced, Early, Full, Source, Way
+
+TYPICAL = 0.2  # severity up to which the images are what the source saw, whatever their classes
+EVEN = 0.8  # predictions alike with the early layers adapted and with all: the mix seems even
+SAME = 0.5  # predictions alike with the source: it still holds
+SOME = 0.35  # the same, enough to leave the late layers alone
+ROUNDS = 3
+FLOOR = 0.3  # of a class's part of an even target
+
+
+def decide_uncalibrated(trial: Trial, source: View) -> Decision:
+    """Choose among the source's statistics and the target's, classes balanced, early or in all.
+
+    Args:
+        trial: of the model on the target.
+        source: the model as it is, in that trial.
+    """
+    shift = severity(source.seen.plain, trial.stored)
+    figures: dict[str, float | None] = {"severity": shift, "severity_typical": TYPICAL}
+
+    def decided(way: Way, choice: str, *grounds: str) -> Decision:
+        return Decision(way, choice, grounds, figures, None, False, len(trial))
+
+    if shift <= TYPICAL:
+        return decided(Source(), "source", TYPICAL_IMAGES)
+    full, early = Full().run(trial), Early().run(trial)
+    alike = full.agreement(early)
+    figures |= {"full_agrees_with_early": alike, "effective_classes_full": full.effective}
+    moved = "no mix of the source's classes would move the images' statistics so far."
+    if alike >= EVEN:
+        return decided(
+            Balanced(1.0, ROUNDS),
+            "balanced",
+            moved,
+            "adapting the late layers too hardly changes the predictions, so the classes seem to "
+            "be mixed as in the source; each predicted class counts alike.",
+        )
+    stays = source.agreement(Balanced(1.0, 1).run(trial))
+    figures["source_agrees"] = stays
+    if stays > SAME:
+        return decided(
+            Source(),
+            "source",
+            moved,
+            "the classes seem to be mixed otherwise than in the source, and the source model "
+            "still predicts much as an adapted one.",
+        )
+    if stays > SOME:
+        return decided(
+            Balanced(EARLY, ROUNDS + 1, FLOOR),
+            "early",
+            moved,
+            "the classes seem to be mixed otherwise than in the source, which late layers would "
+            "take for the domain: the early layers alone are adapted.",
+        )
+    return decided(
+        Balanced(1.0, ROUNDS),
+        "balanced",
+        moved,
+        "the source model predicts something else than any adapted one, so it has nothing to "
+        "lose; each predicted class counts alike.",
+    )
+
+
+TYPICAL_IMAGES = (
+    "the images are as typical of the source as its own, so there is nothing to adapt to; a "
+    "change of the statistics would come from the mix of classes."
+)

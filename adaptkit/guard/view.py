@@ -1,0 +1,68 @@
+"""What a model with one set of statistics makes of a target, as far as it shows without labels."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adaptkit.estimation.trial import Seen
+from adaptkit.evaluation import logits_of
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One run of a trial, and what the model predicts in it.
+
+    Args:
+        seen: of the run.
+        probabilities: shape (N, K).
+    """
+
+    seen: Seen
+    probabilities: Floats
+
+    @classmethod
+    def of(cls, seen: Seen) -> "View":
+        """Take the predictions from a run's outputs.
+
+        Raises:
+            DataError: they are not logits.
+        """
+        logits = torch.cat([logits_of(output).detach().double().cpu() for output in seen.outputs])
+        return cls(seen, logits.softmax(1).numpy())
+
+    @cached_property
+    def predictions(self) -> NDArray[np.int64]:
+        """Shape (N,), the classes predicted."""
+        return np.asarray(self.probabilities.argmax(1))
+
+    @cached_property
+    def shares(self) -> Floats:
+        """Shape (K,), how often each class is predicted."""
+        counts = np.bincount(self.predictions, minlength=self.probabilities.shape[1])
+        return counts / len(self.predictions)
+
+    @property
+    def effective(self) -> float:
+        """How many classes the predictions are spread over, exp of their shares' entropy.
+
+        >>> seen = Seen(None, {}, [torch.eye(4)], None)
+        >>> View.of(seen).effective
+        4.0
+        """
+        shares = self.shares[self.shares > 0]
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    @property
+    def entropy(self) -> float:
+        """The mean entropy of the predictions, in nats."""
+        p = self.probabilities
+        return float(-(p * np.log(p.clip(1e-300))).sum(1).mean())
+
+    def agreement(self, other: "View") -> float:
+        """Return the share of samples of which two views predict the same class."""
+        return float((self.predictions == other.predictions).mean())
