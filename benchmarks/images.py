@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,13 +25,18 @@ class MissingDataError(AdaptkitError):
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Grey images (N, 1, 28, 28) of 0 to 255, as uint8, and their labels (N,), int64."""
+    """Images (N, C, 28, 28) of 0 to 255, as uint8, grey or colour; their labels (N,), int64."""
 
     name: str
     x: Tensor
     y: Tensor
     test_x: Tensor
     test_y: Tensor
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return self.x.shape[1]
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the first test images, of 0 to 1, and their labels."""
@@ -114,9 +119,45 @@ def cropped_mnist() -> Images:
     return replace(whole, name="cropped MNIST", x=cropped(whole.x), test_x=cropped(whole.test_x))
 
 
+def colour_digits() -> Images:
+    """Return MNIST's digits in colours of their own, moved about, on pieces of photographs.
+
+    Nothing in them is at the same place, of the same colour or on the same ground, as in MNIST-M
+    (Ganin et al. 2016, arXiv 1505.07818), whose photographs are others.
+    """
+    grey = mnist()
+    photographs = [np.asarray(image) for image in load_sample_images().images]
+    return Images(
+        "colour digits",
+        _on_photographs(grey.x, photographs, seed=0),
+        grey.y,
+        _on_photographs(grey.test_x, photographs, seed=1),
+        grey.test_y,
+    )
+
+
+def _on_photographs(x: Tensor, photographs: list[np.ndarray], seed: int) -> Tensor:
+    rng = np.random.default_rng(seed)
+    found = np.empty((len(x), 3, SIZE, SIZE), np.uint8)
+    for number, image in enumerate(x[:, 0].numpy()):
+        photograph = photographs[rng.integers(len(photographs))][::2, ::2]
+        top, left = (rng.integers(side - SIZE) for side in photograph.shape[:2])
+        ground = photograph[top : top + SIZE, left : left + SIZE].transpose(2, 0, 1) / 255
+        digit = np.roll(image / 255, rng.integers(-_MOVED, _MOVED + 1, 2), (0, 1))
+        mean = ground.mean((1, 2))
+        colour = (mean + rng.uniform(0.4, 0.6, 3)) % 1  # unlike the ground's
+        ground = (ground + mean[:, None, None]) / 2  # so that a digit can be read on any
+        mixed = ground * (1 - digit) + colour[:, None, None] * digit
+        found[number] = np.round(255 * mixed)
+    return torch.from_numpy(found)
+
+
+_MOVED = 3  # pixels, of the four that MNIST leaves around a digit
+
 NAMES: dict[str, Callable[[], Images]] = {
     "digits": digits,
     "MNIST": mnist,
     "cropped MNIST": cropped_mnist,
     "Fashion-MNIST": fashion,
+    "colour digits": colour_digits,
 }

@@ -16,11 +16,11 @@ from benchmarks.norm_training import Condition, train
 STEPS = 500  # of 64 images
 QUICK_STEPS = 60
 
-# Names in the column `architecture`.
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
-    "residual net, BN": lambda: ResidualNet(placements(1)["BN"]),
-    "residual net, IBN-a": lambda: ResidualNet(placements(1)["IBN-a"]),
-    "small CNN, BN": lambda: SmallCNN(in_channels=1, num_classes=CLASSES, width=16),
+# Names in the column `architecture` -> a net for images of so many channels.
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+    "residual net, BN": lambda channels: ResidualNet(placements(1)["BN"], CLASSES, channels),
+    "residual net, IBN-a": lambda channels: ResidualNet(placements(1)["IBN-a"], CLASSES, channels),
+    "small CNN, BN": lambda channels: SmallCNN(channels, CLASSES, width=16),
 }
 PLAIN, IBN, SMALL = ARCHITECTURES
 
@@ -37,7 +37,7 @@ class Source:
 def trained(architecture: str, images: Images, seed: int, steps: int) -> Source:
     """Train a net from `seed` on the CPU, as the pool does on every machine; then move it."""
     torch.manual_seed(seed)
-    model = ARCHITECTURES[architecture]()
+    model = ARCHITECTURES[architecture](images.channels)
     train(model, images, Condition(), steps, seed)
     style = Style.of(images.standardised(images.x[:1000].float() / 255))
     return Source(model.to(device()), images, style)

@@ -105,19 +105,19 @@ class Block(nn.Module):
 class ResidualNet(nn.Module):
     """A stem, three stages of residual blocks, global pooling and a linear layer."""
 
-    def __init__(self, place: Placement, classes: int = 10) -> None:
+    def __init__(self, place: Placement, classes: int = 10, channels: int = 1) -> None:
         super().__init__()
         stem = place.stem or place.norm
         blocks: list[nn.Module] = []
         inputs = WIDTHS[0]
-        for stage, channels in enumerate(WIDTHS):
+        for stage, width in enumerate(WIDTHS):
             for number in range(BLOCKS):
                 stride = 2 if stage and not number else 1
-                last, end = channels == WIDTHS[-1], number == BLOCKS - 1
-                blocks.append(Block(inputs, channels, stride, place, last=last, end=end))
-                inputs = channels
+                last, end = width == WIDTHS[-1], number == BLOCKS - 1
+                blocks.append(Block(inputs, width, stride, place, last=last, end=end))
+                inputs = width
         self.body = nn.Sequential(
-            nn.Conv2d(1, WIDTHS[0], 3, stride=2, padding=1, bias=place.weights),
+            nn.Conv2d(channels, WIDTHS[0], 3, stride=2, padding=1, bias=place.weights),
             *(stem(WIDTHS[0]), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
         self.classifier = nn.Linear(WIDTHS[-1], classes)
@@ -130,7 +130,7 @@ class ResidualNet(nn.Module):
                     weight_norm(module)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, classes) of images (N, 1, H, W)."""
+        """Return logits (N, classes) of images (N, channels, H, W)."""
         logits: Tensor = self.classifier(self.body(x))
         return logits
 
