@@ -1,6 +1,6 @@
 """A sample in memory, on which a model is tried with one set of statistics after another."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,6 +106,11 @@ class Trial:
     def __len__(self) -> int:
         return self._sample.count
 
+    @property
+    def batches(self) -> Sequence[Any]:
+        """The sample, as the model takes it."""
+        return self._sample.micro_batches(self._engine.rows)
+
     def source(self, name: str, _: Moments) -> tuple[Tensor, Tensor]:
         """Settle a layer on what it stores: a run of the model as it is."""
         return self.stored[name].mean, self.stored[name].variance
@@ -121,7 +126,7 @@ class Trial:
         Raises:
             EstimationError: as `estimate`.
         """
-        batches = self._sample.micro_batches(self._engine.rows)
+        batches = self.batches
         outputs: dict[int, Any] = {}
         settled: dict[str, tuple[Tensor, Tensor]] = {}
 

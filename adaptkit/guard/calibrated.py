@@ -1,124 +1,41 @@
 """The decision with a calibration: correct the statistics for the target's mix of classes, or not.
 
-The mix is not known. It is sought as a fixed point, shares that the model predicts behind
-statistics corrected for those same shares; from three sides, as there can be several.
+The mix is read off the mean of the inputs where the source's classes differ in that, and else off
+the model's own predictions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adaptkit.estimation.trial import Trial
-from adaptkit.guard.calibration import Calibration
+from adaptkit.guard.calibration import Calibration, places_of
+from adaptkit.guard.class_features import distance
+from adaptkit.guard.class_maps import MapShares, mean_map
 from adaptkit.guard.decision import Decision
+from adaptkit.guard.fixed_points import agreed
 from adaptkit.guard.typicality import severity
-from adaptkit.guard.view import Floats, View
-from adaptkit.guard.ways import Corrected, Early, Full, Source
+from adaptkit.guard.view import Floats, View, effective
+from adaptkit.guard.ways import Corrected, Full, Source, Way
 
-ROUNDS = 8  # of a fixed point
-STEP = 0.7  # of the way to what is predicted, in a round
-STILL = 0.005  # change of the shares, summed, below which the rounds end
-SOFT = 4  # rounds that follow mean probabilities where the start is unsure; then counts
-SAME = 0.9  # of the predictions alike: two starts have come to the same
-TRUST = 0.3  # predictions alike with plain AdaBN's, below which nothing is believed
-BASE, SLOPE = 1.1, 0.5  # distance allowed against plain AdaBN's, the less the more they differ
-BETTER = 0.95  # of the source's distance
-FAR = 2.0  # times plain AdaBN's distance: the source does not fit at all
-EVEN = 0.5  # of all classes that plain AdaBN's predictions are spread over
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    name: str
-    way: Corrected
-    view: View
-    distance: float
+CERTAIN = 0.6  # largest error of shares that maps gave of the source itself, for them to be used
+EXPLAINED = 0.7  # of the target's mean map, by the classes' maps
+FEW = 3.0  # classes, effectively, up to which the source may be right in predicting few
+CLOSE = 0.5  # of shares to each other, summed: the source predicts what the maps show
+NEAR = 0.8  # of shares to the source's own, summed: plain AdaBN may do
+BETTER = 0.95  # of the source's distance, for what the predictions alone say
 
 
 def decide_calibrated(trial: Trial, calibration: Calibration) -> Decision:
-    """Choose among the source's statistics, plain AdaBN and corrected ones."""
-    source, full = Source().run(trial), Full().run(trial)
-    early = Early().run(trial)
-    starts = {
-        "the source's own mix": (calibration.moments.shares.numpy(), 0),
-        "what adapted early layers predict": (early.probabilities.mean(0), SOFT),
-        "what the source model predicts": (source.shares, 0),
-    }
-    found = [
-        _fixed_point(trial, calibration, name, shares, soft)
-        for name, (shares, soft) in starts.items()
-    ]
-    d_source, d_full = distance(calibration, source), distance(calibration, full)
-    shift = severity(source.seen.plain, trial.stored)
-    figures: dict[str, float | None] = {
-        "severity": shift,
-        "severity_typical": calibration.typicality[-1],
-        "distance_source": d_source,
-        "distance_full": d_full,
-        "effective_classes_full": full.effective,
-    }
-    best: tuple[int, float, _Candidate] | None = None
-    for candidate in found:
-        support = sum(candidate.view.agreement(other.view) >= SAME for other in found)
-        alike = full.agreement(candidate.view)
-        limit = d_full * (BASE - SLOPE * (1 - alike))
-        if support >= 2 and alike >= TRUST and candidate.distance <= limit:
-            rank = (support, -candidate.distance)
-            if best is None or rank > best[:2]:
-                best = (*rank, candidate)
-    if best:
-        chosen = best[2]
-        figures |= {"distance_corrected": chosen.distance, "starts_that_agree": best[0]}
-        if chosen.distance < BETTER * d_source:
-            return Decision(
-                chosen.way,
-                "corrected",
-                (
-                    f"{best[0]} of 3 starts come to the same mix of classes.",
-                    "with statistics corrected for it, the features lie nearer to the source's "
-                    "classes than with the source's own.",
-                ),
-                figures,
-                chosen.way.shares,
-                True,
-                len(trial),
-            )
-        return Decision(
-            Source(),
-            "source",
-            ("corrected statistics bring the features no nearer to the source's classes.",),
-            figures,
-            chosen.way.shares,
-            True,
-            len(trial),
-        )
-    even = full.effective > EVEN * calibration.classes
-    if shift > calibration.typicality[-1] and d_source > FAR * d_full and even:
-        return Decision(
-            Full(),
-            "full",
-            (
-                "the images are not what the source saw, whatever their classes, and its features "
-                "lie far from all of its classes.",
-                "plain AdaBN predicts an even mix, so there is none to correct for.",
-            ),
-            figures,
-            None,
-            True,
-            len(trial),
-        )
-    return Decision(
-        Source(),
-        "source",
-        ("different starts come to different mixes of classes, or to none that fits.",),
-        figures,
-        None,
-        True,
-        len(trial),
-    )
+    """Choose among the source's statistics, corrected ones, and plain AdaBN."""
+    source = Source().run(trial)
+    ground = _Ground(trial, calibration, source)
+    shown = _of_maps(trial, calibration)
+    if shown is None:
+        return _by_predictions(ground)
+    return _by_maps(ground, shown)
 
 
 def decide_shares(
@@ -126,45 +43,112 @@ def decide_shares(
 ) -> Decision:
     """Choose between the source's statistics and ones corrected for a mix that is known."""
     given = torch.as_tensor(shares, dtype=torch.float64).numpy()
+    ground = _Ground(trial, calibration, Source().run(trial))
     way = Corrected(calibration.moments, given)
-    source, corrected = Source().run(trial), way.run(trial)
-    d_source, d_corrected = distance(calibration, source), distance(calibration, corrected)
-    shift = severity(source.seen.plain, trial.stored)
-    figures: dict[str, float | None] = {
-        "severity": shift,
-        "severity_typical": calibration.typicality[-1],
-        "distance_source": d_source,
-        "distance_corrected": d_corrected,
+    off = ground.measured("distance_corrected", way.run(trial))
+    typical = calibration.typicality[-1]
+    fits = off < ground.off if calibration.features else ground.shift > typical
+    if fits:
+        return ground.decided(way, "corrected", GIVEN, NEARER, shares=given)
+    return ground.decided(Source(), "source", GIVEN, NO_NEARER, shares=given)
+
+
+GIVEN = "the target's mix of classes was given."
+SHOWN = "the mean of the images shows the target's mix of classes."
+NEARER = (
+    "with statistics corrected for it, the features lie nearer to the source's classes than with "
+    "the source's statistics."
+)
+NO_NEARER = (
+    "statistics corrected for it bring the features no nearer to the source's classes than the "
+    "source's statistics do."
+)
+
+
+class _Ground:
+    """What a decision stands on: the source's view, and the figures as they are measured."""
+
+    def __init__(self, trial: Trial, calibration: Calibration, source: View) -> None:
+        self.trial, self.calibration, self.source = trial, calibration, source
+        self.shift = severity(source.seen.plain, trial.stored)
+        self.figures: dict[str, float | None] = {
+            "severity": self.shift,
+            "severity_typical": calibration.typicality[-1],
+        }
+        self.off = self.measured("distance_source", source)
+
+    def measured(self, name: str, view: View) -> float:
+        """Return, and note under a name, how far a view's features lie from the classes."""
+        off = distance(self.calibration.features, view.seen.features)
+        self.figures[name] = off if np.isfinite(off) else None
+        return off
+
+    def decided(
+        self, way: Way, choice: str, *grounds: str, shares: Floats | None = None
+    ) -> Decision:
+        return Decision(way, choice, grounds, self.figures, shares, True, len(self.trial))
+
+
+def _of_maps(trial: Trial, calibration: Calibration) -> MapShares | None:
+    """Return what the mean of the inputs shows, None where it tells nothing of classes."""
+    maps = calibration.maps
+    places = [places_of(batch) for batch in trial.batches]
+    known = [part for part in places if part is not None and maps is not None]
+    if maps is None or len(known) < len(places) or maps.error > CERTAIN:
+        return None
+    if any(part.shape[1:] != maps.maps.shape[1:] for part in known):
+        return None
+    found = maps.shares(mean_map(np.concatenate(known)))
+    return found if found.explained >= EXPLAINED else None
+
+
+def _by_maps(ground: _Ground, shown: MapShares) -> Decision:
+    trial, calibration, source, shares = (
+        ground.trial,
+        ground.calibration,
+        ground.source,
+        shown.shares,
+    )
+    classes = effective(shares)
+    ground.figures |= {
+        "map_explained": shown.explained,
+        "map_gain": shown.gain,
+        "effective_classes": classes,
     }
-    known = calibration.features is not None
-    better = d_corrected < BETTER * d_source if known else shift > calibration.typicality[-1]
-    if better:
-        grounds = (
-            "the target's mix of classes was given.",
-            "with statistics corrected for it, the features lie nearer to the source's classes "
-            "than with the source's own.",
-        )
-        return Decision(way, "corrected", grounds, figures, given, True, len(trial))
-    why = "corrected statistics bring the features no nearer to the source's classes."
-    return Decision(Source(), "source", (why,), figures, given, True, len(trial))
+    if shown.gain <= 0 and classes > FEW:
+        inverted = "light and dark have changed places, which statistics cannot set right."
+        return ground.decided(Source(), "source", inverted, shares=shares)
+    if classes <= FEW and np.abs(source.shares - shares).sum() <= CLOSE:
+        right = "there are few classes in the target, and the source model predicts just those."
+        return ground.decided(Source(), "source", SHOWN, right, shares=shares)
+    way = Corrected(calibration.moments, shares)
+    if ground.measured("distance_corrected", way.run(trial)) < ground.off:
+        return ground.decided(way, "corrected", SHOWN, NEARER, shares=shares)
+    if np.abs(shares - calibration.moments.shares.numpy()).sum() <= NEAR:
+        full = Full()
+        if ground.measured("distance_full", full.run(trial)) < ground.off:
+            even = "the target's mix of classes is near the source's."
+            nearer = (
+                "with the target's statistics, the features lie nearer to the source's classes."
+            )
+            return ground.decided(full, "full", even, nearer, shares=shares)
+    return ground.decided(Source(), "source", SHOWN, NO_NEARER, shares=shares)
 
 
-def distance(calibration: Calibration, view: View) -> float:
-    """Mean squared Mahalanobis distance of the features to the nearest source class."""
-    if calibration.features is None or view.seen.features is None:
-        return float("nan")
-    return float(calibration.features.distances(view.seen.features).min(1).mean())
-
-
-def _fixed_point(
-    trial: Trial, calibration: Calibration, name: str, shares: Floats, soft: int
-) -> _Candidate:
-    """Follow q ← q + 0.7·(shares predicted behind statistics corrected for q − q)."""
-    for number in range(ROUNDS + 1):
-        way = Corrected(calibration.moments, shares)
-        view = way.run(trial)
-        predicted = view.probabilities.mean(0) if number < soft else view.shares
-        if number == ROUNDS or np.abs(predicted - shares).sum() < STILL:
-            break
-        shares = shares + STEP * (predicted - shares)
-    return _Candidate(name, way, view, distance(calibration, view))
+def _by_predictions(ground: _Ground) -> Decision:
+    full = Full().run(ground.trial)
+    ground.measured("distance_full", full)
+    ground.figures["effective_classes_full"] = full.effective
+    found = agreed(ground.trial, ground.calibration, ground.source, full)
+    if found is None:
+        apart = "the model's predictions lead to different mixes of classes, or to none that fits."
+        return ground.decided(Source(), "source", apart)
+    ground.figures |= {
+        "distance_corrected": found.distance,
+        "starts_that_agree": float(found.support),
+    }
+    alike = f"{found.support} of 3 ways to the target's mix of classes come to the same."
+    shares = found.way.shares
+    if found.distance < BETTER * ground.off:
+        return ground.decided(found.way, "corrected", alike, NEARER, shares=shares)
+    return ground.decided(Source(), "source", alike, NO_NEARER, shares=shares)

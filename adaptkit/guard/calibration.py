@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adaptkit import norms
-from adaptkit.batches import Forward, call, device_of, labels_of, to_device
+from adaptkit.batches import Forward, call, device_of, inputs_of, labels_of, to_device
 from adaptkit.errors import DataError
 from adaptkit.evaluation import logits_of
 from adaptkit.features import NoFeaturesError, Tap
 from adaptkit.guard.class_features import ClassFeatures
+from adaptkit.guard.class_maps import ClassMaps, Floats, in_places
 from adaptkit.guard.class_moments import ClassMoments, class_moments
 from adaptkit.guard.packing import pack, unpack
 from adaptkit.guard.typicality import Watch, spread
@@ -30,6 +31,8 @@ class Calibration:
         moments: what each norm layer sees of each class.
         features: where the pooled features of each class lie; None where the model has no layer
             that gives a vector a sample.
+        maps: what inputs of each class look like on average; None of inputs without places, or of
+            batches that only `forward=` knows.
         confusion: shape (K, K), int64: how many samples of class i are predicted as class j.
         confidence: the mean of the largest probability, what the model expects of its accuracy.
         typicality: quantiles at 0.5, 0.9, 0.95, 0.99 of `severity` over draws of 32 source samples,
@@ -41,6 +44,7 @@ class Calibration:
 
     moments: ClassMoments
     features: ClassFeatures | None
+    maps: ClassMaps | None
     confusion: NDArray[np.int64]
     confidence: float
     typicality: tuple[float, ...]
@@ -117,7 +121,7 @@ def calibrate(
         k = logits_of((forward or call)(model, to_device(first, where))).shape[1]
     layers = norms.norm_layers(model)
     watch = Watch({name: norms.read(layer) for name, layer in layers.items()})
-    logits, labels, vectors = [], [], []
+    logits, labels, vectors, places = [], [], [], []
 
     with contextlib.ExitStack() as undo:
         for handle in watch.hooks(layers):
@@ -132,6 +136,7 @@ def calibrate(
             output = (forward or call)(net, batch)
             logits.append(logits_of(output).detach().double().cpu())
             labels.append(_labels(batch))
+            places.append(places_of(batch))
             try:
                 if tap:
                     vectors.append(tap.take(len(logits[-1])))
@@ -153,10 +158,26 @@ def calibrate(
     return Calibration(
         moments,
         ClassFeatures.of(np.concatenate(vectors), y, k) if tap else None,
+        _maps(places, y, k),
         confusion,
         float(p.max(1).values.mean()),
         spread(watch.found(), y, seed=seed),
     )
+
+
+def places_of(batch: Any) -> Floats | None:
+    """Return a batch's inputs averaged down (see `in_places`), or None."""
+    try:
+        return in_places(inputs_of(batch))
+    except DataError:
+        return None
+
+
+def _maps(places: list[Floats | None], labels: NDArray[np.int64], k: int) -> ClassMaps | None:
+    known = [part for part in places if part is not None]
+    if len(known) < len(places) or len({part.shape[1:] for part in known}) > 1:
+        return None
+    return ClassMaps.of(np.concatenate(known), labels, k)
 
 
 def _labels(batch: Any) -> NDArray[np.int64]:

@@ -67,6 +67,13 @@ class ClassFeatures:
         return np.sqrt(self.variances)
 
 
+def distance(known: ClassFeatures | None, features: NDArray[np.float32] | None) -> float:
+    """Return the mean squared Mahalanobis distance to the nearest class; NaN where unknown."""
+    if known is None or features is None:
+        return float("nan")
+    return float(known.distances(features).min(1).mean())
+
+
 def _squares(a: Floats, b: Floats) -> Floats:
     """Return squared Euclidean distances, (N, K), a row of a to a row of b."""
     centre = b.mean(0)  # nothing large to cancel

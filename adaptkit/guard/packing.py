@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adaptkit.errors import DataError
 from adaptkit.guard.class_features import ClassFeatures
+from adaptkit.guard.class_maps import ClassMaps
 from adaptkit.guard.class_moments import ClassMoments
 
 if TYPE_CHECKING:
@@ -115,12 +116,19 @@ def pack(calibration: "Calibration", budget: int | None) -> bytes:
     if features is not None:
         tensors["axes"] = _half(torch.from_numpy(features.axes))
         tensors["variances"] = torch.from_numpy(features.variances).float()
+    maps = calibration.maps
+    scale_of_maps = 1.0
+    if maps is not None:
+        scale_of_maps = float(np.abs(maps.maps).max()) or 1.0
+        tensors["maps"] = _half(torch.from_numpy(maps.maps / scale_of_maps))
     header = {
         "format": FORMAT,
         "widths": widths,
         "confidence": calibration.confidence,
         "typicality": calibration.typicality,
         "rest": None if features is None else features.rest,
+        "map_error": None if maps is None else maps.error,
+        "map_scale": scale_of_maps,
     }
 
     def written(more: Mapping[str, Tensor], error: float) -> bytes:
@@ -203,6 +211,16 @@ def _fields(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any
         width, axes = features.axes.shape
         if (width, axes) != (widths[_FEATURES], len(features.variances)) or not features.rest > 0:
             raise ValueError
+    maps = None
+    if "maps" in tensors:
+        found = tensors["maps"].double().numpy() * float(header["map_scale"])
+        maps = ClassMaps(found, float(header["map_error"]))
+        if (
+            len(found) != k
+            or not 3 <= found.ndim <= 5
+            or not np.isfinite([maps.error, found.max()]).all()
+        ):
+            raise ValueError
     confusion = np.zeros((k, k), np.int64)
     where = tensors["predicted"].long().numpy()
     if where.size and (where[0].min() < 0 or where[0].max() >= k * k):
@@ -213,6 +231,7 @@ def _fields(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any
             _Layers(widths, table.means), _Layers(widths, table.variances), counts
         ),
         "features": features,
+        "maps": maps,
         "confusion": confusion,
         "confidence": said[0],
         "typicality": typicality,

@@ -48,21 +48,19 @@ class View:
 
     @property
     def effective(self) -> float:
-        """How many classes the predictions are spread over, exp of their shares' entropy.
-
-        >>> seen = Seen(None, {}, [torch.eye(4)], None)
-        >>> View.of(seen).effective
-        4.0
-        """
-        shares = self.shares[self.shares > 0]
-        return float(np.exp(-(shares * np.log(shares)).sum()))
-
-    @property
-    def entropy(self) -> float:
-        """The mean entropy of the predictions, in nats."""
-        p = self.probabilities
-        return float(-(p * np.log(p.clip(1e-300))).sum(1).mean())
+        """How many classes the predictions are spread over."""
+        return effective(self.shares)
 
     def agreement(self, other: "View") -> float:
         """Return the share of samples of which two views predict the same class."""
         return float((self.predictions == other.predictions).mean())
+
+
+def effective(shares: Floats) -> float:
+    """Return how many classes a mix is spread over, exp(−Σ q·log q).
+
+    >>> effective(np.array([0.5, 0.5, 0])), effective(np.array([0.0, 1]))
+    (2.0, 1.0)
+    """
+    present = shares[shares > 0]
+    return float(np.exp(-(present * np.log(present)).sum()))
