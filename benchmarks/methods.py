@@ -8,14 +8,17 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
-from adaptkit import OnlineAdapter, adapt
+from adaptkit import Calibration, OnlineAdapter, adapt, calibrate
+from adaptkit.guard import ClassMix, decide, decided_statistics
 from adaptkit.layers import restyle
+from benchmarks.machine import device
 from benchmarks.nets import Source
 from benchmarks.precise_bn import installed as has_precise_bn
 from benchmarks.precise_bn import update_bn_stats
@@ -31,10 +34,12 @@ class Outcome:
     Args:
         logits: shape (N, K), of the images to score, in order, on the CPU.
         model: the one adapted net that gave them all; None where each batch had its own.
+        choice: what a guard chose.
     """
 
     logits: Tensor
     model: nn.Module | None = None
+    choice: str | None = None
 
 
 # Takes a source, the batches to adapt to and those to score. What treats each batch by itself, as
@@ -128,6 +133,53 @@ def if_entropy_falls(source: Source, to_adapt: Batches, to_score: Batches) -> Ou
     return Outcome(_logits(chosen, to_score), chosen)
 
 
+def guarded(calibrated: bool, source: Source, to_adapt: Batches, to_score: Batches) -> Outcome:
+    """Let adaptkit's guard choose, with or without a calibration on the training images."""
+    return followed(source, to_adapt, to_score, known(source) if calibrated else None)
+
+
+def followed(
+    source: Source,
+    to_adapt: Batches,
+    to_score: Batches,
+    calibration: Calibration | None,
+) -> Outcome:
+    """Adapt as the guard decides."""
+    decision = decide(source.model, to_adapt, calibration=calibration, memory=MEMORY)
+    _, statistics = decided_statistics(
+        decision, source.model, to_adapt, samples="all", memory=MEMORY
+    )
+    model = source.model
+    if statistics is not None:
+        model = statistics.apply(copy.deepcopy(model))
+    return Outcome(_logits(model, to_score), model, decision.choice)
+
+
+def corrected(
+    shares: Sequence[float], source: Source, to_adapt: Batches, to_score: Batches
+) -> Outcome:
+    """Correct the statistics for a mix of classes that is known, whatever comes of it."""
+    mix = ClassMix(known(source).moments, shares)
+    model = adapt(source.model, to_adapt, samples="all", memory=MEMORY, correction=mix)
+    return Outcome(_logits(model, to_score), model)
+
+
+_CALIBRATED_ON = 1500  # images
+
+
+def known(source: Source) -> Calibration:
+    """Return a net's calibration on images that it was trained on, measured once."""
+    if source.model not in _KNOWN:
+        images = source.images
+        x = images.standardised(images.x[:_CALIBRATED_ON].float() / 255).to(device())
+        pairs = list(zip(x.split(256), images.y[:_CALIBRATED_ON].split(256), strict=True))
+        _KNOWN[source.model] = calibrate(source.model, pairs)
+    return _KNOWN[source.model]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, Calibration] = WeakKeyDictionary()
+
+
 def _entropy(logits: Tensor) -> float:
     log_p = logits.double().log_softmax(1)
     return float(-(log_p.exp() * log_p).sum(1).mean())
@@ -135,6 +187,7 @@ def _entropy(logits: Tensor) -> float:
 
 NONE, EXACT, UPDATE_BN, PRECISE_BN = "none", "adaptkit exact", "torch update_bn", "fvcore PreciseBN"
 ENTROPY = "adaptkit exact, if entropy falls"
+GUARD, CALIBRATED = "adaptkit, guard", "adaptkit, guard, calibrated"
 # Names in the column `method`, in the order of the tables.
 METHODS: dict[str, Method] = {
     NONE: none,
@@ -149,6 +202,8 @@ METHODS: dict[str, Method] = {
     EXACT: partial(exact, 0),
     "adaptkit exact, prior 16": partial(exact, 16),
     ENTROPY: if_entropy_falls,
+    GUARD: partial(guarded, False),
+    CALIBRATED: partial(guarded, True),
 }
 
 

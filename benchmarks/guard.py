@@ -1,0 +1,198 @@
+"""Does the guard keep people from harm, and what of the gain? Its constants were chosen on half."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from adaptkit.plotting import new_figure
+from benchmarks import figures, harness, methods
+from benchmarks.harness import Row, Target
+from benchmarks.images import CLASSES, named
+from benchmarks.methods import CALIBRATED, ENTROPY, EXACT, GUARD, NONE
+from benchmarks.nets import PLAIN, QUICK_STEPS, SMALL, STEPS, trained
+from benchmarks.spoiling import corrupt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The images that the guard's constants were chosen on, and those that it is judged by.
+CHOSEN_ON, REPORTED = ("MNIST", "digits"), ("Fashion-MNIST", "colour digits")
+CLEAN, INVERT = "clean", "invert"
+# Gains and offsets, with what of them clips, then what is neither.
+CORRUPTIONS = (
+    CLEAN,
+    "contrast",
+    "brightness",
+    "darkness",
+    INVERT,
+    "fog",
+    "gaussian noise",
+    "impulse noise",
+    "gaussian blur",
+    "jpeg",
+    "elastic",
+)
+BALANCED, DIRICHLET = "10 classes", "Dirichlet 0.5"
+MIXES = (BALANCED, "7 classes", "5 classes", "3 classes", "2 classes", "1 class", DIRICHLET)
+SIZES = (32, 200, 1500)
+SEVERITIES = (2, 3, 4, 5)
+TRUE = "corrected for the true shares"
+HARM, MUCH = 0.01, 0.05  # of accuracy below the source's
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, and how many of all targets it meets, drawn at random."""
+
+    images: str
+    architecture: str
+    seed: int
+    steps: int
+    targets: int
+
+
+def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw targets from 11 corruptions x 7 mixes of classes x 3 sizes for 24 nets."""
+    there = harness.available(*CHOSEN_ON, *REPORTED)
+    if quick:
+        jobs = [Job("digits", SMALL, 0, QUICK_STEPS, 4)]
+    else:
+        jobs = [
+            Job(images, architecture, seed, STEPS, 30)
+            for seed in range(3)
+            for images in there
+            for architecture in (PLAIN, SMALL)
+        ]
+    frame = harness.run_all(jobs, one)
+    return frame, summary(frame)
+
+
+def one(job: Job) -> list[Row]:
+    """Train one net and let every method choose on every target."""
+    images = named(job.images)
+    source = trained(job.architecture, images, job.seed, job.steps)
+    rng = np.random.default_rng([job.seed, (PLAIN, SMALL).index(job.architecture)])
+    pairs = [(corruption, mix) for corruption in CORRUPTIONS for mix in MIXES]
+    found = []
+    for number in rng.permutation(len(pairs))[: job.targets]:
+        corruption, mix = pairs[number]
+        size, severity = int(rng.choice(SIZES)), int(rng.choice(SEVERITIES))
+        index = drawn(images.test_y, mix, size, rng)
+        x, y = harness.taken(images, index)
+        spoilt = (
+            1 - x
+            if corruption == INVERT
+            else corrupt(x, corruption, 0 if corruption == CLEAN else severity, seed=int(number))
+        )
+        shares = torch.bincount(y, minlength=CLASSES).double() / len(y)
+        chosen = methods.installed(NONE, EXACT, ENTROPY, GUARD, CALIBRATED)
+        chosen[TRUE] = partial(methods.corrected, shares.tolist())
+        about = {
+            "images": job.images,
+            "half": "reported" if job.images in REPORTED else "chosen on",
+            "corruption": corruption,
+            "severity": severity if corruption not in (CLEAN, INVERT) else 0,
+            "classes": mix,
+            "size": size,
+        }
+        target = Target(job.images, spoilt, y, about)
+        found += harness.rows(source, target, chosen, lambda out, _: {"choice": out.choice})
+    return [{"seed": job.seed, "architecture": job.architecture, **row} for row in found]
+
+
+def drawn(labels: Tensor, mix: str, size: int, rng: np.random.Generator) -> Tensor:
+    """Return which images make a target of such a mix, in random order, none twice.
+
+    As many as there are of it: a class of small sets has fewer than `size`.
+    """
+    if mix == DIRICHLET:
+        shares = rng.dirichlet([0.5] * CLASSES)
+    else:
+        present = int(mix.split()[0])
+        shares = np.zeros(CLASSES)
+        shares[rng.permutation(CLASSES)[:present]] = 1 / present
+    members = [rng.permutation(np.flatnonzero(labels.numpy() == k)) for k in range(CLASSES)]
+    wanted = np.minimum(rng.multinomial(size, shares), [len(m) for m in members])
+    chosen = np.concatenate([m[:n] for m, n in zip(members, wanted, strict=True)])
+    return torch.from_numpy(rng.permutation(chosen))
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return, for each half and method, accuracy, harm, regret, and what is kept of the gain.
+
+    Harm is an accuracy more than one point below the source net's on that target. Regret is against
+    the better of source and plain AdaBN on each target, below 0 where a method is better than that.
+    Kept is the share of plain AdaBN's gain, summed over balanced corrupted targets.
+    """
+    return _table(frame, ["half"])
+
+
+def by_images(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the same for each set of images."""
+    return _table(frame, ["half", "images"])
+
+
+def _table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    found = []
+    for values, part in frame.groupby(keys, sort=False):
+        for method, rows in part.groupby("method", sort=False):
+            found.append(
+                {**dict(zip(keys, values, strict=True)), "method": method, **_figures(rows, part)}
+            )
+    return pd.DataFrame(found)
+
+
+_TARGET = ["images", "architecture", "seed", "corruption", "severity", "classes", "size"]
+
+
+def _figures(rows: pd.DataFrame, every: pd.DataFrame) -> Row:
+    after = rows.set_index(_TARGET)["after"]
+    exact = every[every["method"] == EXACT].set_index(_TARGET)["after"]
+    before = rows.set_index(_TARGET)["before"]
+    change = after - before
+    regret = np.maximum(before, exact.reindex(before.index)) - after
+    level = after.index.get_level_values
+    even = (level("classes") == BALANCED) & ~np.isin(level("corruption"), [CLEAN])
+    gain = (exact.reindex(before.index) - before)[even].sum()
+    return {
+        "accuracy, %": round(100 * after.mean(), 1),
+        "harm, %": round(100 * (change < -HARM - 1e-9).mean(), 1),
+        "over 5 points, %": round(100 * (change < -MUCH - 1e-9).mean(), 1),
+        "worst, points": round(100 * change.min(), 1),
+        "regret, points": round(100 * regret.mean(), 1),
+        "kept, %": round(100 * change[even].sum() / gain, 1) if gain > 0 else None,
+        "targets": len(after),
+    }
+
+
+def harmed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return every target of the reported half that a guard harmed by more than a point."""
+    bad = frame["method"].isin([GUARD, CALIBRATED]) & (frame["half"] == "reported")
+    found = frame[bad & (frame["change"] < -HARM - 1e-9)].sort_values("change")
+    columns = ["method", "images", "architecture", "seed", "corruption", "severity", "classes"]
+    shown = found[[*columns, "samples", "choice"]].copy()
+    for name in ("before", "after"):
+        shown[f"{name}, %"] = (100 * found[name]).round(1)
+    return shown
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """Draw the change against the source, target by target in order, a line a method."""
+    drawn_ = new_figure(11, 5)
+    every = drawn_.subplots(1, 2, sharey=True)
+    for axes, half in zip(every, ("chosen on", "reported"), strict=True):
+        part = frame[frame["half"] == half]
+        for name, rows in part[part["method"] != NONE].groupby("method", sort=False):
+            change = 100 * rows["change"].sort_values().to_numpy()
+            axes.plot(np.linspace(0, 100, len(change)), change, label=name)
+        axes.axhline(0, color="grey", linewidth=1)
+        axes.set(title=f"images that constants were {half}" if half == "chosen on" else half)
+        axes.set_xlabel("share of targets, %")
+    every[0].set_ylabel("change against the source, points")
+    figures.legend_below(drawn_, every[0])
+    return drawn_
