@@ -23,13 +23,14 @@ def net() -> nn.Module:
 
 
 def source() -> Tensor:
-    """What the net was trained on, as it takes it."""
-    return 2 * digits.images()[0][: digits.TRAINED_ON] - 1
+    """Some of what the net was trained on, as it takes it."""
+    return 2 * digits.images()[0][:400] - 1
 
 
 def target() -> tuple[Tensor, Tensor]:
+    """Images that the net has not seen, and their labels."""
     x, y = digits.images()
-    return 2 * x[digits.TRAINED_ON :] - 1, y[digits.TRAINED_ON :]
+    return 2 * x[-400:] - 1, y[-400:]
 
 
 def accuracy(x: Tensor) -> float:
@@ -207,6 +208,7 @@ def test_data_that_will_not_do() -> None:
         ([], "got no sample"),
         ([x[:0]], "got no sample"),
         ([torch.ones(4, 3, 8, 8)], "one value throughout"),
+        ([torch.ones(1, 3, 3, 3)], "one value throughout"),
         ([x.int()], r"floating inputs of shape \(N, C, ...\), got torch.int32"),
     ):
         with pytest.raises(DataError, match=message) as error:
@@ -222,3 +224,8 @@ def test_models_and_loaders_that_will_not_do() -> None:
         fit_input(model, iter([x]))
     with pytest.raises(EstimationError, match="no layer with data-set statistics"):
         fit_input(nn.Conv2d(3, 2, 1), [x])
+    with pytest.raises(DataError, match="two samples or more at norm layer '0', got 1"):
+        fit_input(nn.Sequential(nn.BatchNorm1d(4)), [torch.randn(1, 4)])
+    model[1].register_buffer("running_mean", torch.full((12,), torch.nan))
+    with pytest.raises(EstimationError, match="'1' stores statistics that are not finite"):
+        fit_input(model, [x])

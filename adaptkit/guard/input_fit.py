@@ -94,8 +94,9 @@ def fit_input(
 
     Raises:
         DataError: there is no data, or it is not finite, or one value throughout.
-        EstimationError: the model has no norm layer of data-set statistics, what comes before the
-            first is not linear, or the loader can be gone through only once.
+        EstimationError: the model has no norm layer of data-set statistics or one of statistics
+            that are not finite, what comes before the first is not linear, or the loader can be
+            gone through only once.
 
     Source: own; ρ is the soft L1 of scipy's `least_squares`.
 
@@ -113,12 +114,14 @@ def fit_input(
         raise EstimationError(
             f"the model has no layer with data-set statistics: {norms.why_nothing_to_adapt(model)}"
         )
-    if iter(loader) is loader:
+    if isinstance(loader, Iterator):
         raise EstimationError("an input fit goes through the data twice: pass a list or a loader")
     inner, where = norms.unwrap(model), device_of(model)
     with norms.evaluating(model):
         response, of_input, stem = _measured(inner, layers, _inputs(loader, where, progress))
         stored = norms.read(stem.layer)
+        if not bool(stored.mean.isfinite().all() and stored.variance.isfinite().all()):
+            raise EstimationError(f"norm layer '{stem.name}' stores statistics that are not finite")
         found = [_fitted(response, stored, of_input, sign) for sign in (1, -1)]
         channels = len(of_input.mean)
         ones = np.ones(channels)
@@ -183,9 +186,10 @@ def _measured(
     for x in inputs:
         sums.add(x)
         of_input = of_input + Moments.of(x)
-    if of_input.count < 2 or not bool((of_input.m2 > 0).any()):
+    response = sums.response()
+    if not bool((of_input.m2 > 0).any()):
         raise DataError("Expected target data that varies, got one value throughout")
-    return sums.response(), of_input, stem
+    return response, of_input, stem
 
 
 def _fitted(

@@ -22,7 +22,7 @@ def misfit(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Iterable[T
 
     Args:
         model: in eval mode.
-        layers: name -> norm layer, all of which a forward comes to.
+        layers: name -> norm layer; those that a forward does not come to do not count.
         inputs: batches of shape (N, C, …).
 
     >>> net = nn.Sequential(nn.BatchNorm1d(1))
@@ -47,7 +47,11 @@ def misfit(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Iterable[T
     finally:
         for hook in hooks:
             hook.remove()
-    of_layers = [_of_layer(norms.read(layers[name]), found) for name, found in seen.items()]
+    of_layers = [
+        _of_layer(norms.read(layers[name]), found)
+        for name, found in seen.items()
+        if found.count > 1  # of one value there is no variance
+    ]
     return sum(of_layers) / len(of_layers)
 
 

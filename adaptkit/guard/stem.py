@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptkit.errors import EstimationError
+from adaptkit.errors import DataError, EstimationError
 
 Floats = NDArray[np.float64]
 
@@ -142,9 +142,21 @@ class ResponseSums:
             self._second = self._second + (z @ z.transpose(1, 2)).cpu()
 
     def response(self) -> Response:
-        """Return the moments of all that was added, which has two values or more in a channel."""
-        n, mean = self._count, self._first / self._count
+        """Return the moments of all that was added.
+
+        Raises:
+            DataError: a channel has fewer than two values.
+            EstimationError: the responses are not finite.
+        """
+        n = self._count
+        if n < 2:
+            raise DataError(
+                f"Expected two samples or more at norm layer '{self.stem.name}', got {n}"
+            )
+        mean = self._first / n
         covariance = (self._second - n * mean[:, :, None] * mean[:, None, :]) / (n - 1)
+        if not bool(covariance.isfinite().all()):
+            raise EstimationError(f"what norm layer '{self.stem.name}' sees is not finite")
         return Response(mean.numpy(), covariance.numpy())
 
 
