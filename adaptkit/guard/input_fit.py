@@ -21,7 +21,7 @@ _STARTS = (0.25, 1.0, 4.0)  # times the gain that the variances suggest
 _TIE = 0.03  # weight of the difference of channels' log gains and offsets
 _ROBUST = 0.5  # residual from which a channel counts by less than its square
 _NEAR = 0.1  # misfit of a target that is left as it is; mixes of classes alone reach it
-_LEFT = 0.5  # of the misfit, that may remain with a fit that is taken
+_LEFT = 1 / 3  # of the misfit, that may remain with a fit that is taken
 _INVERTED = 0.6  # of the misfit of the best g > 0, that may remain for g < 0 to be taken
 _NOTHING = 1e-3  # misfit, of which less is no difference
 
@@ -82,10 +82,13 @@ def fit_input(
     with m_c and v_c as `Response` gives them of (g, b), m_s and v_s stored, and ρ a square that
     grows no faster than linearly beyond ½, for what no gain explains. Variances do not see the sign
     and means hardly do, so forwards of the whole model decide between g > 0, g < 0 and no change,
-    by the misfit over all norm layers. Either change has to leave half of it or less, g < 0 also
+    by the misfit over all norm layers. Either change has to leave a third of it or less, g < 0 also
     0.6 or less of what g > 0 does, and g > 0 is not taken where it is below 0.1 to begin with, as
     it is where only the mix of classes changed. Input channels that the first layer cannot tell
     apart get about one gain and offset in common, and so do all of an input with more than 16.
+
+    What is lost does not come back: images darkened until much of them is black can fit well and be
+    recognised worse than before.
 
     Args:
         model: with its source statistics, run in eval mode on its own device and left as it was.
