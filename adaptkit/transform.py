@@ -1,6 +1,6 @@
 """From a decoded image to the normalised tensor that a model was trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any
@@ -21,6 +21,7 @@ _INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _DEFAULT_INTERPOLATION = "bilinear"
+_OPTIONAL = ("style_mean", "style_std", "gain", "offset")  # fields, left out of a record if None
 _LONGEST = 2**13  # side of what a model sees
 _MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
 
@@ -30,7 +31,9 @@ class Transform:
     """Resize, scale to [0, 1], then normalise: ``y[c] = (x[c] / 255 - mean[c]) / std[c]``.
 
     With a style, each image's channels get its means and standard deviations before they are
-    normalised (`adaptkit.layers.restyle`), as an adaptation that looks at one image at a time.
+    normalised (`adaptkit.layers.restyle`), as an adaptation that looks at one image at a time. With
+    a gain and an offset, ``gain[c] * y[c] + offset[c]`` comes in place of y, as an adaptation that
+    treats all images of a domain alike (`adaptkit.guard.fit_input`).
 
     Args:
         image_size: (height, width) in pixels of what the model sees.
@@ -44,6 +47,8 @@ class Transform:
         style_std: one per channel, in units of [0, 1], positive.
         interpolation: of resizing: "nearest", "bilinear", "bicubic" or "lanczos", Pillow's, which
             average over what an image loses when it shrinks (but for "nearest").
+        gain: one per channel, not 0; negative inverts. None, like `offset`, for no change.
+        offset: one per channel, in the unit of the normalised image.
 
     Raises:
         AdaptkitError: a field is out of its range.
@@ -63,6 +68,8 @@ class Transform:
     style_mean: tuple[float, ...] | None = None
     style_std: tuple[float, ...] | None = None
     interpolation: str = _DEFAULT_INTERPOLATION
+    gain: tuple[float, ...] | None = None
+    offset: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         sizes = (*self.image_size, 1 if self.resize_size is None else self.resize_size)
@@ -87,7 +94,8 @@ class Transform:
             )
         if not all(s > 0 for s in self.std):
             raise AdaptkitError(f"transform: std must be positive, got {self.std}")
-        self._check_style()
+        self._check_pair("style_mean", "style_std", "positive", lambda s: s > 0)
+        self._check_pair("offset", "gain", "not 0", lambda s: s != 0)
         if self.resize not in _RESIZE_MODES:
             raise AdaptkitError(
                 f"transform: resize must be one of {', '.join(_RESIZE_MODES)}, got {self.resize!r}"
@@ -98,18 +106,22 @@ class Transform:
                 f"got {self.interpolation!r}"
             )
 
-    def _check_style(self) -> None:
-        given = [v for v in (self.style_mean, self.style_std) if v is not None]
+    def _check_pair(
+        self, shift: str, scale: str, wanted: str, fits: Callable[[float], bool]
+    ) -> None:
+        """Check two fields that are there together or not at all."""
+        given = [v for v in (getattr(self, shift), getattr(self, scale)) if v is not None]
         numbers = [s for values in given for s in values if isinstance(s, (int, float))]
         if (
             len(given) not in (0, 2)
             or len(numbers) != self.channels * len(given)
             or not all(isfinite(s) for s in numbers)
-            or any(s <= 0 for s in self.style_std or ())
+            or not all(map(fits, getattr(self, scale) or ()))
         ):
             raise AdaptkitError(
-                f"transform: style_mean and style_std need one number for each of {self.channels} "
-                f"channels, the latter positive, got {self.style_mean} and {self.style_std}"
+                f"transform: {shift} and {scale} need one number for each of {self.channels} "
+                f"channels, the latter {wanted}, got {getattr(self, shift)} and "
+                f"{getattr(self, scale)}"
             )
 
     def towards(self, style: Style) -> "Transform":
@@ -122,6 +134,25 @@ class Transform:
         """
         mean, std = (tuple(round(v, 6) for v in t.tolist()) for t in (style.mean, style.std))
         return replace(self, style_mean=mean, style_std=std)
+
+    def then(self, gain: torch.Tensor, offset: torch.Tensor) -> "Transform":
+        """Return the same transform followed by a gain and an offset, each of shape (channels,).
+
+        With ones and zeros it is the transform itself. An earlier gain and offset are kept and
+        followed.
+
+        >>> grey = Transform(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
+        >>> inverted = grey.then(torch.tensor([-1.0]), torch.tensor([0.25]))
+        >>> inverted(Image.new("L", (8, 8), "white")).mean().item()
+        -0.75
+        """
+        g, b = gain.double().cpu(), offset.double().cpu()
+        if self.gain is not None and self.offset is not None:
+            b = b + g * torch.tensor(self.offset, dtype=torch.float64)
+            g = g * torch.tensor(self.gain, dtype=torch.float64)
+        if bool((g == 1).all() and (b == 0).all()):
+            return replace(self, gain=None, offset=None)
+        return replace(self, gain=tuple(g.tolist()), offset=tuple(b.tolist()))
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Turn an image into a float32 tensor of shape (channels, height, width).
@@ -150,17 +181,21 @@ class Transform:
             style = Style(torch.tensor(self.style_mean), torch.tensor(self.style_std))
             x = restyle(x[None], style)[0]
         y: torch.Tensor = tv.normalize(x, list(self.mean), list(self.std))
+        if self.gain is not None and self.offset is not None:
+            y = torch.tensor(self.gain)[:, None, None] * y
+            y += torch.tensor(self.offset)[:, None, None]
         return y
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, as a checkpoint stores them.
 
-        No style is left out, and so is bilinear interpolation, which older versions do not read.
+        No style is left out, and so are no gain and bilinear interpolation, which older versions do
+        not read.
         """
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         if self.interpolation == _DEFAULT_INTERPOLATION:
             del values["interpolation"]
-        return {k: v for k, v in values.items() if v is not None or not k.startswith("style")}
+        return {k: v for k, v in values.items() if v is not None or k not in _OPTIONAL}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Transform":

@@ -87,6 +87,35 @@ def test_the_usual_interpolation_is_not_recorded_so_that_older_versions_read_it(
     assert Transform((8, 8), interpolation="bicubic").to_dict()["interpolation"] == "bicubic"
 
 
+gains = st.floats(-5, 5).filter(bool)
+
+
+@given(st.lists(gains, min_size=3, max_size=3), st.lists(st.floats(-5, 5), min_size=3, max_size=3))
+def test_a_gain_and_an_offset_read_back(gain: list[float], offset: list[float]) -> None:
+    transform = Transform((8, 8), gain=tuple(gain), offset=tuple(offset))
+    assert Transform.from_dict(transform.to_dict()) == transform
+
+
+def test_no_gain_is_not_recorded_and_a_record_without_one_changes_nothing() -> None:
+    plain = Transform((8, 8))
+    assert not {"gain", "offset"} & set(plain.to_dict())
+    assert plain.then(torch.ones(3), torch.zeros(3)) == plain
+    same = Transform((8, 8), gain=(1.0, 1.0, 1.0), offset=(0.0, 0.0, 0.0))
+    assert torch.equal(plain(PICTURE), same(PICTURE))
+
+
+def test_gains_follow_one_another_after_normalising() -> None:
+    plain = Transform((8, 8))
+    g, b = torch.tensor([-1.0, 2, 0.5]), torch.tensor([1.0, 0, -3])
+    once = plain.then(g, b)
+    twice = once.then(3 * torch.ones(3), torch.tensor([0.0, 1, 2]))
+    expected = g[:, None, None] * plain(PICTURE) + b[:, None, None]
+    torch.testing.assert_close(once(PICTURE), expected)
+    last = 3 * expected + torch.tensor([0.0, 1, 2])[:, None, None]
+    torch.testing.assert_close(twice(PICTURE), last)
+    assert twice(PICTURE).dtype == torch.float32
+
+
 def test_stretch_resizes_whatever_the_aspect() -> None:
     transform = Transform(image_size=(30, 20), channels=1, mean=(0.0,), std=(1.0,))
     expected = np.asarray(PICTURE.convert("L").resize((20, 30), Image.Resampling.BILINEAR)) / 255
@@ -148,6 +177,11 @@ def test_the_record_reads_back(
         ({"interpolation": []}, r"interpolation must be one of .*, got \(\)"),
         ({"interpolation": None}, r"interpolation must be one of .*, got None"),
         ({"resize_size": "big"}, "whole numbers of pixels"),
+        ({"gain": [1.0, 1.0, 1.0]}, "offset and gain need one number for each of 3 channels"),
+        ({"gain": [1.0, 0.0, 1.0], "offset": [0.0] * 3}, "the latter not 0"),
+        ({"gain": [1.0, float("nan"), 1.0], "offset": [0.0] * 3}, "the latter not 0"),
+        ({"gain": [1.0], "offset": [0.0]}, "one number for each of 3 channels"),
+        ({"gain": 2, "offset": 1}, "transform: "),
         ({"colour": 1}, r"unknown fields \['colour'\]"),
     ],
 )
