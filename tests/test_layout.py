@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "exact": set(),
     "program": {"errors", "exact"},
     "estimation": {"errors", "moments", "norms", "batches", "device", "files"},
-    "guard": {"batches", "errors", "moments", "norms"},
+    "guard": {"batches", "errors", "estimation", "moments", "norms"},
     "adaptation": {"batches", "device", "estimation", "moments"},
     "evaluation": {"errors", "batches", "device", "norms", "paired"},
     "features": {"errors", "batches", "norms"},
