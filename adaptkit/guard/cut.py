@@ -81,12 +81,8 @@ def best_cut(statistics: Tensor) -> Cut | None:
     best = int(separations.argmax())
     if not separations[best] > 0:
         return None
-    line = turn @ lines[:, best]
-    # Either part could be the upper one; let it not depend on the images' order.
-    sign = float(line[line.abs().argmax()].sign())
-    weight = sign * line / spread
-    threshold = sign * float(thresholds[best]) + float(mean @ weight)
-    return Cut(weight, threshold, float(separations[best]))
+    weight = turn @ lines[:, best] / spread
+    return Cut(weight, float(thresholds[best] + mean @ weight), float(separations[best]))
 
 
 def _whitening(scaled: Tensor) -> Tensor | None:
@@ -117,7 +113,8 @@ def _between_means(axes: Tensor, above: Tensor) -> Tensor:
     size = upper.sum(0)
     total = axes.T @ upper  # of the upper part; the lower one's is its negative
     lines = total / size.clamp_min(1) + total / (len(axes) - size).clamp_min(1)
-    return lines / torch.linalg.vector_norm(lines, dim=0).clamp_min(1e-12)
+    length: Tensor = torch.linalg.vector_norm(lines, dim=0)
+    return lines / length.clamp_min(1e-12)
 
 
 def _separations(along: Tensor, above: Tensor, fewest: int) -> Tensor:

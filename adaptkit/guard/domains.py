@@ -1,6 +1,6 @@
 """Several domains in one target, told apart by images' statistics at the first norm layer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from adaptkit.errors import EstimationError
 from adaptkit.guard.cut import Cut, best_cut
 
 APART = 8.0  # pooled standard deviations, beyond which two parts are two domains
+FURTHER = 12.0  # beyond which two parts of a part are; classes in a part can lie 8 apart
+MANY = 100  # images of such a part: among fewer, some cut of 10 axes looks that clear by chance
 DEPTH = 3  # cuts on the way to a domain at most, so there are up to 8
 SAMPLE = 1000  # images that cuts are looked for in
 
@@ -78,8 +80,10 @@ def split(statistics: Tensor) -> DomainTree:
     """Tell the domains in a target apart; how many there are is found too.
 
     Images are cut in two where the parts lie more than 8 pooled standard deviations apart (see
-    `best_cut`), and each part again, up to three times. Of more than 1,000 images, 1,000 are looked
-    at. Fewer than 40 images are one domain.
+    `best_cut`), or where a part of 100 or more is of two that lie more than 12 apart; and each part
+    again, up to three times. Of more than 1,000 images, 1,000 are looked at. Fewer than 40 images
+    are one domain. Domains count from the one most like the source on, by the length of its mean
+    statistics.
 
     Domains show at the first norm layer, where a change of light, contrast, noise or blur moves all
     of an image's statistics, more than classes do. A change that no more than shifts them by a
@@ -99,9 +103,20 @@ def split(statistics: Tensor) -> DomainTree:
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:SAMPLE]]
     cuts = _Cuts()
     cuts.go_on(rows, DEPTH)
-    weights = torch.stack([cut.weight for cut in cuts.found]) if cuts.found else rows[:0]
-    thresholds = torch.tensor([cut.threshold for cut in cuts.found], dtype=torch.float64)
-    return DomainTree(weights, thresholds, tuple((low, high) for low, high in cuts.after))
+    if not cuts.found:
+        return DomainTree(rows[:0], rows.new_zeros(0), ())
+    weights = torch.stack([cut.weight for cut in cuts.found])
+    thresholds = rows.new_tensor([cut.threshold for cut in cuts.found])
+    tree = DomainTree(weights, thresholds, tuple((low, high) for low, high in cuts.after))
+    numbers = tree.assign(rows)
+    means = torch.stack([rows[numbers == n].mean(0) for n in range(tree.domains)])
+    return _counted(tree, means.square().sum(1).argsort().tolist())
+
+
+def _counted(tree: DomainTree, order: list[int]) -> DomainTree:
+    """Return the tree with its domains numbered anew: `order` has their old numbers."""
+    after = [[~order.index(~p) if p < 0 else p for p in pair] for pair in tree.after]
+    return replace(tree, after=tuple((low, high) for low, high in after))
 
 
 @dataclass
@@ -115,12 +130,27 @@ class _Cuts:
     def go_on(self, rows: Tensor, depth: int) -> int:
         """Cut these rows and what comes of them; return the number of the cut, or ~domain."""
         cut = best_cut(rows) if depth else None
-        if cut is None or cut.separation <= APART:
+        if cut is None or not _is_between_domains(cut, rows, depth):
             self.domains += 1
             return ~(self.domains - 1)
         number = len(self.found)
         self.found.append(cut)
         self.after.append([])
-        above = cut.above(rows)
-        self.after[number] += [self.go_on(part, depth - 1) for part in (rows[~above], rows[above])]
+        self.after[number] += [self.go_on(part, depth - 1) for part in _parts(cut, rows)]
         return number
+
+
+def _is_between_domains(cut: Cut, rows: Tensor, depth: int) -> bool:
+    """Whether two parts lie apart, or one of them is of two that clearly do.
+
+    Of three domains along a line, two make one part, so broad that the third is not far from it.
+    """
+    if cut.separation > APART or depth == 1:
+        return cut.separation > APART
+    further = (best_cut(part) for part in _parts(cut, rows) if len(part) >= MANY)
+    return any(next_cut is not None and next_cut.separation > FURTHER for next_cut in further)
+
+
+def _parts(cut: Cut, rows: Tensor) -> tuple[Tensor, Tensor]:
+    above = cut.above(rows)
+    return rows[~above], rows[above]
