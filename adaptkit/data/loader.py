@@ -126,6 +126,11 @@ class ImageLoader(DataLoader[_Item]):
         every = [self.listing.paths[i] for i in self._indices()]
         return [path for path in every if path.as_posix() not in self.skipped]
 
+    def kept(self) -> list[int]:
+        """Return the positions of its images, without those that turned out not to be readable."""
+        every = [self.listing.paths[i].as_posix() for i in self._indices()]
+        return [position for position, path in enumerate(every) if path not in self.skipped]
+
     def _indices(self) -> Sequence[int]:
         indices: Sequence[int] = self.dataset.indices  # type: ignore[attr-defined]
         return indices

@@ -30,6 +30,15 @@ class HasSubset(Protocol):
         ...
 
 
+@runtime_checkable
+class Skips(Protocol):
+    """A loader that leaves out samples that cannot be read."""
+
+    def kept(self) -> list[int]:
+        """Return the positions in it of the samples that it yielded, after a pass."""
+        ...
+
+
 @dataclass(frozen=True)
 class Draw:
     """The batches to estimate from; `available` samples were on offer (None: unknown)."""
@@ -46,13 +55,13 @@ def draw(loader: Iterable[Any], samples: int | None, seed: int) -> Draw:
     before anything is decoded, and no sample is lost to `drop_last`. A plain iterable gives its
     first samples, whatever its order.
     """
-    indices = _indices(loader, seed)
+    indices = indices_of(loader, seed)
     if indices is None:
         return Draw(_first(loader, samples), None, random=False)
     # A random order too, so that whoever stops early (memory) still has a random subset.
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     subset = [indices[i] for i in order[:samples].tolist()]
-    return Draw(_narrowed(loader, subset, seed), len(indices), random=True)
+    return Draw(narrowed(loader, subset, seed), len(indices), random=True)
 
 
 def finite(batches: Iterable[Any], on_bad: str, dropped: Callable[[int], None]) -> Iterator[Any]:
@@ -111,7 +120,15 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
 
 
-def _indices(loader: Iterable[Any], seed: int) -> list[int] | None:
+def indices_of(loader: Iterable[Any], seed: int) -> list[int] | None:
+    """Return the indices of a loader's samples in its data set; None where it has none to be had.
+
+    Of a loader that shuffles they are in the data set's order; a sampler of the user's own draws
+    them from `seed`.
+
+    >>> indices_of(DataLoader(range(3), shuffle=True), 0)  # type: ignore[arg-type]
+    [0, 1, 2]
+    """
     if isinstance(loader, HasSubset):
         return list(range(len(loader.dataset)))
     if (
@@ -130,10 +147,17 @@ def _indices(loader: Iterable[Any], seed: int) -> list[int] | None:
         return [int(i) for i in sampler]
 
 
-def _narrowed(loader: Iterable[Any], indices: list[int], seed: int) -> Iterable[Any]:
+def narrowed(loader: Iterable[Any], indices: list[int], seed: int) -> Iterable[Any]:
+    """Return a loader of the samples at some of the indices that `indices_of` gave, in this order.
+
+    Args:
+        loader: for which `indices_of` is not None.
+        indices: in its data set.
+        seed: of what its workers draw.
+    """
     if isinstance(loader, HasSubset):
         return loader.subset(indices)
-    assert isinstance(loader, DataLoader)  # noqa: S101  _indices gave None for all else
+    assert isinstance(loader, DataLoader)  # noqa: S101  indices_of gave None for all else
     assert isinstance(loader.batch_sampler, BatchSampler)  # noqa: S101
     workers: dict[str, Any] = {}
     if loader.num_workers:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit import norms
-from adaptkit.errors import CheckpointError, EstimationError
+from adaptkit.errors import CheckpointError, EstimationError, shown
 from adaptkit.files import check_outputs, write_files
 from adaptkit.moments import Moments
 
@@ -168,24 +168,33 @@ class Statistics(Mapping[str, Moments]):
             content = Path(path).read_bytes()
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        return cls.from_bytes(content, str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: str = "the content") -> "Statistics":
+        """Read what `to_bytes` gave; `name` is what errors call it.
+
+        Raises:
+            CheckpointError: it is broken, or not a domain pack.
+        """
         try:
             tensors = safetensors.torch.load(content)
             text = content[8 : 8 + int.from_bytes(content[:8], "little")]
             header = json.loads(json.loads(text)["__metadata__"]["adaptkit"])
             kind = header["format"]
         except Exception:  # noqa: BLE001  a broken file makes the readers raise anything
-            raise CheckpointError(f"{path} is broken or not a domain pack") from None
+            raise CheckpointError(f"{name} is broken or not a domain pack") from None
         if kind != FORMAT:
-            raise CheckpointError(f"{path} is of format {kind}; expected {FORMAT}")
+            raise CheckpointError(f"{name} is of format {shown(kind)}; expected {FORMAT}")
         try:
             counts = header["counts"]
-            moments = {name: _restored(tensors[name], *counts[name]) for name in counts}
-            fields = {name: header[name] for name in _PLAIN_FIELDS}
+            moments = {layer: _restored(tensors[layer], *counts[layer]) for layer in counts}
+            fields = {field: header[field] for field in _PLAIN_FIELDS}
             return cls(
                 moments, **{**fields, "unvisited": tuple(fields["unvisited"])}, base=header["base"]
             )
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError):
-            raise CheckpointError(f"{path} is a domain pack with fields missing") from None
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, ArithmeticError):
+            raise CheckpointError(f"{name} is a domain pack with fields missing") from None
 
     def check_fit(self, model: nn.Module) -> None:
         """Raise EstimationError unless every layer is in the model, with as many channels."""
@@ -242,6 +251,8 @@ def _of_variance(like: Moments, mean: Tensor, variance: Tensor) -> Moments:
 def _restored(values: Tensor, count: int, samples: int, within: bool) -> Moments:
     """Return moments with the standard errors of a pack, as if all samples were of one size."""
     mean, variance, mean_error, log_variance_error = values.double()
+    if count < 2 or samples < 1 or bool((variance < 0).any()):
+        raise ValueError("these are no counts and variances")
     m2 = variance * (count if within else count - 1)
     sigma2 = m2 / count
     whole = count**2 * (samples - 1) / samples
