@@ -31,7 +31,7 @@ from adaptkit import (
     image_folder,
     norms,
 )
-from adaptkit.guard import (
+from adaptkit.domains import (
     Domains,
     DomainTree,
     FirstLayer,
@@ -40,8 +40,8 @@ from adaptkit.guard import (
     adapt_domains,
     split,
 )
-from adaptkit.guard.cut import best_cut
-from adaptkit.guard.first_layer import measure
+from adaptkit.domains.cut import best_cut
+from adaptkit.domains.first_layer import measure
 
 
 def noisy(x: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adaptkit import DataError, EstimationError, Transform, adapt, evaluate
-from adaptkit.guard import InputFit, fit_input
-from adaptkit.guard.misfit import misfit
-from adaptkit.guard.stem import ResponseSums, Stem
+from adaptkit.input_fit import InputFit, fit_input
+from adaptkit.input_fit.misfit import misfit
+from adaptkit.input_fit.stem import ResponseSums, Stem
 from adaptkit.norms import norm_layers, read
 
 

@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "exact": set(),
     "program": {"errors", "exact"},
     "estimation": {"errors", "moments", "norms", "batches", "device", "features", "files"},
+    "domains": {"batches", "errors", "estimation", "moments", "norms"},
+    "input_fit": {"batches", "errors", "moments", "norms"},
     "guard": {"batches", "errors", "estimation", "evaluation", "features", "moments", "norms"},
     "adaptation": {"batches", "device", "errors", "estimation", "guard", "moments"},
     "evaluation": {"errors", "batches", "device", "norms", "paired"},

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from adaptkit import norms
 from adaptkit.batches import device_of, inputs_of, to_device
 from adaptkit.errors import DataError, EstimationError
-from adaptkit.guard.misfit import EPS, misfit
-from adaptkit.guard.stem import Floats, Response, ResponseSums, Stem
+from adaptkit.input_fit.misfit import EPS, misfit
+from adaptkit.input_fit.stem import Floats, Response, ResponseSums, Stem
 from adaptkit.moments import Moments
 
 _APART = 16  # input channels, up to which each has a gain and an offset of its own

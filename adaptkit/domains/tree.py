@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from adaptkit.domains.cut import Cut, best_cut
 from adaptkit.errors import EstimationError
-from adaptkit.guard.cut import Cut, best_cut
 
 APART = 8.0  # pooled standard deviations, beyond which two parts are two domains
 FURTHER = 12.0  # beyond which two parts of a part are; classes in a part can lie 8 apart

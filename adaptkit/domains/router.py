@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptkit.batches import Forward
+from adaptkit.domains.first_layer import STATISTICS, FirstLayer
+from adaptkit.domains.tree import DomainTree
 from adaptkit.errors import EstimationError
-from adaptkit.guard.domains import DomainTree
-from adaptkit.guard.first_layer import STATISTICS, FirstLayer
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from adaptkit.batches import Forward
+from adaptkit.domains.first_layer import measure
+from adaptkit.domains.parts import Parts
+from adaptkit.domains.router import Router
+from adaptkit.domains.tree import split
 from adaptkit.estimation import Statistics, estimate
-from adaptkit.guard.domains import split
-from adaptkit.guard.first_layer import measure
-from adaptkit.guard.parts import Parts
-from adaptkit.guard.router import Router
 
 
 @dataclass(frozen=True)

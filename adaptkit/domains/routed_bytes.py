@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from adaptkit.domains.first_layer import FirstLayer
+from adaptkit.domains.router import Router
+from adaptkit.domains.tree import DomainTree
 from adaptkit.errors import CheckpointError, EstimationError, shown
 from adaptkit.estimation import Statistics
-from adaptkit.guard.domains import DomainTree
-from adaptkit.guard.first_layer import FirstLayer
-from adaptkit.guard.router import Router
 
 FORMAT = "adaptkit-domains/1"
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from adaptkit import norms
+from adaptkit.domains import routed_bytes
+from adaptkit.domains.router import Router
 from adaptkit.errors import CheckpointError, EstimationError, ModelError
 from adaptkit.estimation import DomainBank, Statistics
-from adaptkit.guard import routed_bytes
-from adaptkit.guard.router import Router
 
 
 class RoutedModel(nn.Module):
@@ -30,7 +30,7 @@ class RoutedModel(nn.Module):
     Raises:
         EstimationError: the router or the statistics do not fit the model, or each other.
 
-    >>> from adaptkit.guard import adapt_domains
+    >>> from adaptkit.domains import adapt_domains
     >>> net = nn.Sequential(nn.BatchNorm2d(1))
     >>> x = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     >>> x[:50] += 9
