@@ -33,7 +33,7 @@ class Transform:
     With a style, each image's channels get its means and standard deviations before they are
     normalised (`adaptkit.layers.restyle`), as an adaptation that looks at one image at a time. With
     a gain and an offset, ``gain[c] * y[c] + offset[c]`` comes in place of y, as an adaptation that
-    treats all images of a domain alike (`adaptkit.guard.fit_input`).
+    treats all images of a domain alike (`adaptkit.input_fit.fit_input`).
 
     Args:
         image_size: (height, width) in pixels of what the model sees.

@@ -131,6 +131,20 @@ from . import options
     help="The target's mix of classes. auto: the guard's estimate. Where you know it: a "
     "CSV of class,share. Needs a calibrated model, or --source-data in class folders.",
 )
+@click.option(
+    "--domains",
+    type=click.Choice(["one", "auto"]),
+    default="one",
+    show_default=True,
+    help="auto: look whether the target is several domains mixed, and adapt to each by "
+    "itself. Writes a model a domain, and what routes images among them.",
+)
+@click.option(
+    "--input-fit",
+    is_flag=True,
+    help="First fit a gain and an offset of the images, which undo contrast, brightness "
+    "and inversion. Not AdaBN; reported apart.",
+)
 @options.preparation
 @options.source_data
 @options.reading

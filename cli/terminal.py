@@ -86,12 +86,16 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int | None], None] 
 def print_run(run: "Run") -> None:
     """Print what a run did: how, the table, what was left out, and what was written."""
     from adaptkit.report.answer import outcome
-    from adaptkit.report.guarded import kept
+    from adaptkit.report.guarded import domain_words, fit_words, kept
 
     out = console()
     statistics = run.statistics
     restyled = run.report.details["method"] == "adain"
-    if statistics is None or restyled:
+    domains = run.report.details.get("domains")
+    if domains:
+        for line in domain_words(domains):
+            out.print(line)
+    elif statistics is None or restyled:
         out.print(f"Restyled {run.images:,} images to the source's, one by one (AdaIN)")
     elif kept(run.report):
         out.print(f"Kept the source's statistics, looking at {statistics.samples:,} images")
@@ -101,6 +105,8 @@ def print_run(run: "Run") -> None:
     out.print(f"Images: {run.report.details['prepared']}")
     for note in run.notes:
         out.print(f"Note: {note}")
+    if run.report.details.get("input_fit"):
+        out.print(fit_words(run.report.details["input_fit"]))
     _print_guard(out, run.report)
     errors = [] if statistics is None else statistics.errors().values()
     errors = [e for e in errors if e < float("inf")]
@@ -123,7 +129,7 @@ def print_run(run: "Run") -> None:
 
 def _print_guard(out: Console, report: "Report") -> None:
     """Print what the guard chose, why, and by which figures."""
-    from adaptkit.report.guarded import guard_table, guard_words
+    from adaptkit.report.guarded import guard_table, guard_words, mix_words
 
     guard = report.details.get("guard")
     if not guard:
@@ -132,6 +138,8 @@ def _print_guard(out: Console, report: "Report") -> None:
         out.print(sentence)
     for name, figure in guard_table(guard).itertuples(index=False):
         out.print(f"  {name}: {figure}")
+    if guard["class_shares"]:
+        out.print(f"  estimated mix of classes: {mix_words(guard['class_shares'])}")
 
 
 def print_calibrated(found: "Calibrated") -> None:

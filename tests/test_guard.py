@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import inputs_seen
 from torch import Tensor, nn
 
-from adaptkit import DataError, EstimationError, adapt, estimate, evaluate
+from adaptkit import DataError, EstimationError, Moments, adapt, estimate, evaluate
 from adaptkit.guard import ClassMix, ClassMoments, class_moments
 from adaptkit.norms import norm_layers, read
 
@@ -192,10 +192,27 @@ def test_source_data_that_will_not_do() -> None:
         class_moments(nn.Linear(4, K), [(x, y)], classes=K)
 
 
-def test_a_correction_goes_with_neither_prior_nor_stream() -> None:
+def test_a_correction_goes_without_stream() -> None:
     x, y = source(30)
     model = trained(x)
     mix = ClassMix(class_moments(model, [(x, y)], classes=K), torch.ones(K) / K)
-    for options in ({"prior": 8.0}, {"mode": "stream"}):
-        with pytest.raises(EstimationError, match="without a prior"):
-            adapt(model, [x], correction=mix, **options)
+    with pytest.raises(EstimationError, match="with mode 'exact', got 'stream'"):
+        adapt(model, [x], correction=mix, mode="stream")
+
+
+def test_a_prior_blends_what_a_correction_gives_layer_by_layer() -> None:
+    x, y = source(60)
+    model = trained(x)
+    mix = ClassMix(class_moments(model, [(x, y)], classes=K), torch.tensor([0.6, 0.2, 0.2]))
+    target = 3 * x[:20]
+    adapted = adapt(model, [target], correction=mix, prior=20)
+    stored = {name: read(layer) for name, layer in norm_layers(model).items()}
+    for name, value in inputs_seen(adapted, list(stored), target).items():
+        mean, variance = mix(name, Moments.of(value))
+        found = read(norm_layers(adapted)[name])
+        torch.testing.assert_close(
+            found.mean, ((stored[name].mean + mean) / 2).float(), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            found.variance, ((stored[name].variance + variance) / 2).float(), rtol=1e-4, atol=1e-5
+        )

@@ -121,15 +121,19 @@ class ImageLoader(DataLoader[_Item]):
         paths = [self.listing.root / self.listing.paths[i] for i in self._indices()]
         return [size for size in map(image_size, paths) if size]
 
-    def read(self) -> list[Path]:
-        """Return the paths of its images, without those that turned out not to be readable."""
-        every = [self.listing.paths[i] for i in self._indices()]
-        return [path for path in every if path.as_posix() not in self.skipped]
+    def paths(self) -> list[Path]:
+        """Return the paths of its images in the folder, in its order."""
+        return [self.listing.paths[i] for i in self._indices()]
 
     def kept(self) -> list[int]:
         """Return the positions of its images, without those that turned out not to be readable."""
-        every = [self.listing.paths[i].as_posix() for i in self._indices()]
-        return [position for position, path in enumerate(every) if path not in self.skipped]
+        every = enumerate(self.paths())
+        return [position for position, path in every if path.as_posix() not in self.skipped]
+
+    def read(self) -> list[Path]:
+        """Return the paths of its images, without those that turned out not to be readable."""
+        every = self.paths()
+        return [every[position] for position in self.kept()]
 
     def _indices(self) -> Sequence[int]:
         indices: Sequence[int] = self.dataset.indices  # type: ignore[attr-defined]

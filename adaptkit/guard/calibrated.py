@@ -132,7 +132,8 @@ def _by_maps(ground: _Ground, shown: MapShares) -> Decision:
                 "with the target's statistics, the features lie nearer to the source's classes."
             )
             return ground.decided(full, "full", even, nearer, shares=shares)
-    return ground.decided(Source(), "source", SHOWN, NO_NEARER, shares=shares)
+    # Images that were moved or scaled can fit the maps and show another mix than they are of.
+    return _by_predictions(ground)
 
 
 def _by_predictions(ground: _Ground) -> Decision:

@@ -92,7 +92,7 @@ def fit_input(
 
     Args:
         model: with its source statistics, run in eval mode on its own device and left as it was.
-        loader: of unlabelled target data, gone through twice: batches as for `estimate`.
+        loader: of unlabelled target data, gone through four times: batches as for `estimate`.
         progress: called as ``progress("measuring the input", done, None)``.
 
     Raises:
@@ -118,7 +118,9 @@ def fit_input(
             f"the model has no layer with data-set statistics: {norms.why_nothing_to_adapt(model)}"
         )
     if isinstance(loader, Iterator):
-        raise EstimationError("an input fit goes through the data twice: pass a list or a loader")
+        raise EstimationError(
+            "an input fit goes through the data several times: pass a list or a loader"
+        )
     inner, where = norms.unwrap(model), device_of(model)
     with norms.evaluating(model):
         response, of_input, stem = _measured(inner, layers, _inputs(loader, where, progress))

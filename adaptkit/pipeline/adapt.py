@@ -20,7 +20,6 @@ from adaptkit.estimation.statistics import as_fields
 from adaptkit.files import check_outputs, write_files
 from adaptkit.guard import ClassMix, Decision, decide
 from adaptkit.layers import Style
-from adaptkit.norms import norm_layers, read
 from adaptkit.pipeline import guarding
 from adaptkit.pipeline.class_shares import AUTO, UNIFORM, known_shares
 from adaptkit.pipeline.common import (
@@ -32,6 +31,7 @@ from adaptkit.pipeline.common import (
     refuse_too_many_bad,
     versions,
 )
+from adaptkit.pipeline.inputs import fit
 from adaptkit.pipeline.methods import (
     Adapted,
     adabn,
@@ -41,6 +41,9 @@ from adaptkit.pipeline.methods import (
     decided,
     without_layers,
 )
+from adaptkit.pipeline.mixed import Mixed, Places, as_stored, by_domain
+from adaptkit.pipeline.mixed import as_fields as domains_as_fields
+from adaptkit.pipeline.mixed import files as mixed_files
 from adaptkit.pipeline.opening import (
     Head,
     Said,
@@ -105,6 +108,8 @@ def adapt_folder(
     source_data: str | Path | None = None,
     class_shares: str | Path = AUTO,
     guard: Literal["auto", "off", "report"] = "auto",
+    domains: Literal["one", "auto"] = "one",
+    input_fit: bool = False,
     seed: int = 0,
     force: bool = False,
     skip_bad: bool = False,
@@ -154,6 +159,12 @@ def adapt_folder(
             is the source's. It knows more with a calibration (see `calibrate_checkpoint`) or with
             `source_data` in class folders. "report" says what it would have chosen and takes the
             target's all the same; "off" does not ask.
+        domains: "auto" looks whether the target is several domains (see `adaptkit.domains`), and if
+            so adapts to each by itself: a checkpoint a domain, and beside them what
+            `adaptkit.domains.RoutedModel` routes images by. The report is of that routed model.
+        input_fit: first fit a gain and an offset of the input (`adaptkit.input_fit.fit_input`),
+            which undo contrast, brightness and inversion, and record them in the checkpoint's
+            transform. It is not AdaBN; the report has its figures apart.
         seed: decides which images are drawn.
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
@@ -183,13 +194,22 @@ def adapt_folder(
         raise EstimationError("class shares do not go with --mode stream: leave one out")
     guarding.check_mode(guard)
     asked = method == "adabn" and guard != guarding.OFF
+    if domains not in ("one", "auto"):
+        raise EstimationError(f"Expected domains to be 'one' or 'auto', got {domains!r}")
+    if input_fit and (stats_only or domains == "auto"):
+        raise EstimationError(
+            "an input fit is of one domain and changes how images are prepared: leave out "
+            "--stats-only and --domains auto, or --input-fit"
+        )
+    places = Places(outputs.checkpoint)
+    beside = places.all() if domains == "auto" else []
     if not 0 <= holdout < 1:
         raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
     where = resolve_device(device)
     with clock.stage("load"):
         checkpoint = open_checkpoint(source, **said)
         whole = output_paths(outputs.checkpoint, checkpoint, pack=stats_only)
-        check_outputs([*whole, *reports], inputs=[*inputs, *checkpoint.files], force=force)
+        check_outputs([*whole, *reports, *beside], inputs=[*inputs, *checkpoint.files], force=force)
         model = checkpoint.model.to(where)
         if method == "adabn":
             check_layers(checkpoint)
@@ -228,44 +248,48 @@ def adapt_folder(
     with some_readable(to_score):
         before, seen_before = evaluated("before", model, to_score)
     refuse_too_many_bad(to_score, skip_bad)
-    decision: Decision | None = None
+    fitted = None
+    if input_fit:
+        with clock.stage("input fit"):
+            fitted = fit(model, to_adapt, to_score, head, progress)
+        to_adapt, to_score = fitted.to_adapt, fitted.to_score
     mix = None if shares is None or calibration is None else ClassMix(calibration.moments, shares)
-    if asked:
-        with clock.stage("decide"):
-            decision = decide(
-                model,
-                to_adapt,
-                calibration=calibration,
-                shares=shares,
-                prior=prior,
-                memory=memory,
-                layers=layers,
-                precision=precision,
-                seed=seed,
-                progress=progress,
-            )
+
+    def adapt_one(images: ImageLoader) -> tuple[Decision | None, Adapted]:
+        found: Decision | None = None
+        alike: dict[str, Any] = {
+            "prior": prior,
+            "memory": memory,
+            "layers": layers,
+            "precision": precision,
+            "seed": seed,
+            "progress": progress,
+        }
+        if asked:
+            found = decide(model, images, calibration=calibration, shares=shares, **alike)
+        how = {**alike, "mode": mode, "samples": samples, "tolerance": tolerance}
+        if found is None or guard == guarding.REPORT:
+            return found, adabn(model, images, to_score, correction=mix, **how)
+        return found, decided(found, model, images, to_score, **how)
+
+    mixed: Mixed | None = None
+    decision: Decision | None = None
     with clock.stage("estimate"):
-        if method == "adabn":
-            how: dict[str, Any] = {
-                "mode": mode,
-                "samples": samples,
-                "tolerance": tolerance,
-                "memory": memory,
-                "layers": layers,
-                "prior": prior,
-                "precision": precision,
-                "seed": seed,
-                "progress": progress,
-            }
-            if decision is None or guard == guarding.REPORT:
-                done = adabn(model, to_adapt, to_score, correction=mix, **how)
-            else:
-                done = decided(decision, model, to_adapt, to_score, **how)
-        else:
+        if method == "adain":
             style = checkpoint.style
             if of_source:
                 style = Style.of(pixels(drawn(of_source, SAMPLES, seed)))
             done = adain(model, to_score, loader.transform, style, seed=seed, progress=progress)
+        elif domains == "one":
+            decision, done = adapt_one(to_adapt)
+        else:
+            several = by_domain(model, to_adapt, adapt_one, progress)
+            if isinstance(several, Mixed):
+                mixed, done = several, Adapted(several.model, to_score, None)
+            else:
+                decision, done = several
+    if fitted and fitted.transform:
+        done = replace(done, transform=fitted.transform)
     refuse_too_many_bad(loader, skip_bad)
     adapted, statistics = done.model, done.seen
     after, seen_after = evaluated("after", adapted, done.to_score)
@@ -282,7 +306,7 @@ def adapt_folder(
                 seed=seed,
             )
 
-    touched = method == "adabn"
+    touched = method == "adabn" and not mixed
     names_of_all = checkpoint.classes or loader.listing.classes
     found = reported(
         before if touched else without_layers(before),
@@ -305,6 +329,10 @@ def adapt_folder(
             clock,
             certificate,
             None if decision is None else guarding.as_fields(decision, guard, names_of_all),
+            {
+                "domains": mixed and domains_as_fields(mixed, guard, names_of_all),
+                "input_fit": fitted and fitted.as_fields(),
+            },
         ),
     )
     found = replace(found, rows=(*found.rows, *done.rows))
@@ -312,12 +340,16 @@ def adapt_folder(
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
     notes = [*notes_on(checkpoint, head), *done.notes]
-    if mix and done.applied:
+    if mix and done.applied and not mixed:
         notes.append("the statistics are corrected for the class shares that were given.")
     if certify and weighted:
         notes.append("no certificate: each class counts alike, and none is known of that.")
     if mode == "stream" and statistics is not None and statistics.mode != mode:
         notes.append("what the guard chose cannot be streamed: the statistics are exact.")
+    if domains == "auto" and not mixed:
+        notes.append("the target looks like one domain.")
+    if certify and mixed:
+        notes.append("no certificate: each image has its own domain's statistics.")
     notes += _notes(loader, statistics if touched else None)
     skipped = dict(loader.skipped)
     features: _Features = (None, seen_before, seen_after)
@@ -349,8 +381,18 @@ def adapt_folder(
         charts=(*found.charts, *_more_charts(done.rows, features, seed)),
         pictures=tuple(pictures(first, second, to_score, classes)) if first and second else (),
     )
-    if stats_only and statistics is not None:
-        pack = done.applied or _as_stored(model, statistics)
+    if mixed:
+        files = mixed_files(
+            places,
+            mixed,
+            model,
+            checkpoint,
+            stats_only=stats_only,
+            seed=seed,
+            transform=stated(checkpoint),
+        )
+    elif stats_only and statistics is not None:
+        pack = done.applied or as_stored(model, statistics)
         files = {outputs.checkpoint: pack.to_bytes(base=checkpoint.fingerprint())}
     else:
         files = checkpoint_files(
@@ -384,12 +426,6 @@ def adapt_folder(
         moved=moved,
         decision=decision,
     )
-
-
-def _as_stored(model: torch.nn.Module, seen: Statistics) -> Statistics:
-    """Return what a model stores in the layers that some statistics are of."""
-    stored = {name: read(layer) for name, layer in norm_layers(model).items()}
-    return seen.corrected(lambda name, _: (stored[name].mean, stored[name].variance))
 
 
 def _more_charts(rows: Sequence[Row], features: _Features, seed: int) -> Iterator[Chart]:
@@ -444,6 +480,7 @@ def _details(
     clock: Clock,
     certificate: Certificate | None,
     guard: dict[str, Any] | None,
+    more: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what the JSON file says beside the rows."""
     first, second = of_classes(before), of_classes(after)
@@ -492,4 +529,5 @@ def _details(
         "skipped": dict(loader.skipped),
         "seconds": clock.seconds,
         "guard": guard,
+        **more,
     }

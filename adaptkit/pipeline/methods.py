@@ -35,6 +35,8 @@ _OF_ADABN = (  # arguments of adapt_folder that adain has no use for
     "holdout",
     "class_shares",
     "guard",
+    "domains",
+    "input_fit",
 )
 
 

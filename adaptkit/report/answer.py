@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from adaptkit.report.domains import IMAGES
-from adaptkit.report.guarded import guard_words, kept
+from adaptkit.report.guarded import domain_words, fit_words, guard_words, kept
 from adaptkit.report.table import Report, Row
 
 SURE = 0.05  # of a p-value
@@ -144,6 +144,8 @@ def outcome(report: Report) -> list[str]:
         said = f"The accuracy fell by {points} (n = {accuracy.n:,}): keep the source model."
     if report.details.get("method") == "adain":
         return [said, "Each image was restyled by itself; the weights are the source's."]
+    if report.details.get("domains"):
+        return [said, "Each image was routed to its own domain's statistics."]
     if report.details.get("transductive") is None:
         return [said, "The scored images are not among those that were adapted to."]
     return [
@@ -172,6 +174,8 @@ def _done(details: Mapping[str, Any]) -> Iterator[str]:
         return
     if details.get("method") == "adain":
         yield f"Restyled {images:,} images to the source's, one by one (AdaIN)."
+    elif details.get("domains"):
+        yield f"Adapted to each of {len(details['domains'])} domains in {images:,} images."
     elif (details.get("guard") or {}).get("choice") == "source" and details["guard"]["followed"]:
         yield f"Kept the source's statistics on {images:,} images: the guard decided so."
     elif estimated is not None:
@@ -212,9 +216,13 @@ def _pair(report: Report, metric: str) -> tuple[float, float] | None:
 def decision(report: Report) -> str:
     """Say what was decided and on what grounds."""
     arguments = report.details.get("arguments") or {}
-    guard = report.details.get("guard")
+    guard, fit = report.details.get("guard"), report.details.get("input_fit")
+    fitted = [fit_words(fit)] if fit else []
+    domains = report.details.get("domains")
+    if domains:
+        return "; ".join(map(str.strip, domain_words(domains)))
     if guard:
-        return " ".join([*guard_words(guard), *_by_labels(report, guard)])
+        return " ".join([*fitted, *guard_words(guard), *_by_labels(report, guard)])
     what = "The adapted model was written"
     if report.details.get("method") == "adain":
         what = "The source model was written with a transform that restyles its images"

@@ -1,6 +1,6 @@
 """What the guard chose and why, in words and figures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,13 +26,15 @@ FIGURES = {
     "source_agrees": "predictions alike, source and adapted",
     "starts_that_agree": "starts, of three, that come to the same mix of classes",
 }
-_SHARES_SHOWN = 10
+_SHARES_SHOWN = 5
+_LEAST_SHOWN = 0.01
 
 
 def kept(report: Report) -> bool:
-    """Whether the guard kept the source's statistics."""
+    """Whether the guard kept the source's statistics, and nothing else changed."""
     guard = report.details.get("guard") or {}
-    return guard.get("choice") == "source" and bool(guard.get("followed"))
+    same_images = not report.details.get("transform_after")
+    return guard.get("choice") == "source" and bool(guard.get("followed")) and same_images
 
 
 def guard_words(guard: Mapping[str, Any]) -> Iterator[str]:
@@ -50,13 +52,47 @@ def guard_words(guard: Mapping[str, Any]) -> Iterator[str]:
         yield ground[0].upper() + ground[1:]
 
 
+def fit_words(fit: Mapping[str, Any]) -> str:
+    """Say what the input fit found, apart from what the statistics do."""
+    if not fit["changes"]:
+        return "Input fit: no gain and offset of the images brings them nearer to the source."
+    gain, offset = (", ".join(f"{v:.2f}" for v in fit[name]) for name in ("gain", "offset"))
+    misfit = (
+        f"the misfit of the norm layers {fit['misfit_before']:.2g} to {fit['misfit_after']:.2g}"
+    )
+    alone = fit.get("accuracy_alone")
+    by_itself = "" if alone is None else f"; by itself it gives an accuracy of {100 * alone:.1f}%"
+    return f"Input fit: gain {gain}, offset {offset}, {misfit}{by_itself}."
+
+
+def domain_words(domains: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say what the domains of a target are and what the guard chose for each."""
+    yield f"The target is {len(domains)} domains; each was adapted to by itself."
+    for domain in domains:
+        guard = domain.get("guard")
+        said = "" if guard is None else f": {CHOICES[guard['choice']]}"
+        if guard is not None and not guard["followed"]:
+            said = f": the guard would have taken {CHOICES[guard['choice']]}"
+        yield f"  {domain['name']}, {domain['images']:,} images{said}"
+
+
+def mix_words(shares: Mapping[str, float]) -> str:
+    """Return the largest shares of a mix of classes, in percent.
+
+    >>> mix_words({"cat": 0.25, "dog": 0.75, "cow": 0.0})
+    'dog 75%, cat 25%'
+    """
+    most = sorted(shares.items(), key=lambda item: -item[1])
+    shown = [(name, share) for name, share in most if share >= _LEAST_SHOWN][:_SHARES_SHOWN]
+    rest = 1 - sum(share for _, share in shown)
+    text = ", ".join(f"{name} {share:.0%}" for name, share in shown)
+    return text if rest < _LEAST_SHOWN else f"{text}, others {rest:.0%}"
+
+
 def guard_table(guard: Mapping[str, Any]) -> pd.DataFrame:
     """Return the figures behind the guard's choice as text: what each is, and the figure."""
     found = [
         (FIGURES.get(name, name), "" if value is None else f"{value:.3g}")
         for name, value in guard["figures"].items()
     ]
-    shares = guard.get("class_shares") or {}
-    most = sorted(shares.items(), key=lambda item: -item[1])[:_SHARES_SHOWN]
-    found += [(f"share of {name}, estimated", f"{share:.0%}") for name, share in most if share]
     return pd.DataFrame(found, columns=["the guard went by", "figure"])

@@ -16,7 +16,7 @@ from adaptkit.report.answer import (
     outcome,
 )
 from adaptkit.report.cells import short
-from adaptkit.report.guarded import guard_table
+from adaptkit.report.guarded import guard_table, mix_words
 from adaptkit.report.page.page import Page, Section
 from adaptkit.report.table import Report
 
@@ -62,7 +62,9 @@ def _sections(report: Report) -> Iterator[Section]:
     )
     if details.get("guard"):
         table = guard_table(details["guard"])
-        yield Section("What the guard went by", "", table, right=["figure"])
+        shares = details["guard"].get("class_shares")
+        text = f"Estimated mix of classes: {mix_words(shares)}." if shares else ""
+        yield Section("What the guard went by", text, table, right=["figure"])
     if details.get("notes"):
         yield Section("To note", items=[str(note) for note in details["notes"]])
     charts = {chart.name: chart for chart in report.charts}
