@@ -1,0 +1,220 @@
+"""What the guard decides on digits that it can judge, and that no label has a say in it."""
+
+from functools import cache
+from typing import Any
+
+import digits
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaptkit import Calibration, EstimationError, adapt, calibrate, evaluate
+from adaptkit.estimation.trial import Trial
+from adaptkit.guard import Decision, decide, decided_statistics
+from adaptkit.guard.calibrated import decide_calibrated
+from adaptkit.guard.fixed_points import agreed
+from adaptkit.guard.view import View
+from adaptkit.guard.ways import Balanced, Early, Full, Source
+from adaptkit.norms import norm_layers, read
+
+
+@cache
+def net() -> nn.Module:
+    return digits.net()
+
+
+@cache
+def known() -> Calibration:
+    x, y = digits.images()
+    return calibrate(net(), [(2 * x[:400] - 1, y[:400])])
+
+
+def target(classes: list[int] | None = None, gain: float = 1.0, count: int = 897) -> list[Any]:
+    """Return digits that the net has not seen, of these classes, of this contrast about grey."""
+    x, y = digits.images()
+    x, y = gain * (2 * x[900:] - 1), y[900:]
+    if classes:
+        kept = torch.isin(y, torch.tensor(classes))
+        x, y = x[kept], y[kept]
+    return list(zip(x[:count].split(100), y[:count].split(100), strict=True))
+
+
+def accuracy(decision: Decision, data: list[Any]) -> float:
+    _, statistics = decided_statistics(decision, net(), data, samples="all")
+    model = net() if statistics is None else statistics.apply(digits_copy())
+    return evaluate(model, data).accuracy or 0.0
+
+
+def digits_copy() -> nn.Module:
+    import copy
+
+    return copy.deepcopy(net())
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("classes", [None, [3, 8], [1]])
+def test_clean_images_keep_the_source_whatever_their_classes(
+    calibrated: bool, classes: list[int] | None
+) -> None:
+    decision = decide(net(), target(classes), calibration=known() if calibrated else None)
+    assert decision.choice == "source"
+    assert not decision.adapts
+    assert decision.calibrated == calibrated
+    assert decision.grounds
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_low_contrast_of_all_classes_is_adapted_to(calibrated: bool) -> None:
+    data = target(gain=0.3)
+    decision = decide(net(), data, calibration=known() if calibrated else None)
+    plain = evaluate(adapt(net(), data, samples="all"), data).accuracy or 0.0
+    assert decision.adapts
+    assert accuracy(decision, data) > plain - 0.02
+    assert plain > 0.9
+
+
+def test_low_contrast_of_two_classes_is_corrected_for() -> None:
+    data = target([3, 8], gain=0.3)
+    decision = decide(net(), data, calibration=known())
+    plain = evaluate(adapt(net(), data, samples="all"), data).accuracy or 0.0
+    assert decision.choice == "corrected"
+    assert decision.shares is not None
+    assert decision.shares[[3, 8]].sum() > 0.7
+    assert accuracy(decision, data) > max(plain + 0.2, 0.85)
+
+
+def test_inverted_digits_are_left_alone_by_the_sign_of_the_gain() -> None:
+    decision = decide(net(), target(gain=-1.0), calibration=known())
+    assert decision.choice == "source"
+    assert (decision.figures["map_gain"] or 0) < 0
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("classes", [None, [0, 4, 6]])
+def test_labels_have_no_say(calibrated: bool, classes: list[int] | None) -> None:
+    data = target(classes, gain=0.4)
+    order = torch.randperm(sum(len(y) for _, y in data))
+    labels = torch.cat([y for _, y in data])[order].split(100)
+    permuted = [(x, y) for (x, _), y in zip(data, labels, strict=True)]
+    calibration = known() if calibrated else None
+    found = [
+        decide(net(), each, calibration=calibration)
+        for each in (data, permuted, [x for x, _ in data])
+    ]
+    assert len({d.choice for d in found}) == 1
+    assert found[0].figures == found[1].figures == found[2].figures
+    models = [
+        adapt(net(), each, guard="auto", calibration=calibration) for each in (data, permuted)
+    ]
+    first, second = ([read(m).mean for m in norm_layers(model).values()] for model in models)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_without_maps_the_predictions_decide() -> None:
+    from dataclasses import replace
+
+    blind = replace(known(), maps=None)
+    data = target([3, 8], gain=0.3)
+    decision = decide(net(), data, calibration=blind)
+    assert decision.choice == "corrected"
+    assert "starts_that_agree" in decision.figures
+    assert accuracy(decision, data) > 0.85
+    assert decide(net(), target([3, 8]), calibration=blind).choice == "source"
+    assert decide(net(), target(gain=-1.0), calibration=replace(blind, features=None)).choice
+
+
+def test_a_fixed_point_reproduces_itself() -> None:
+    trial = Trial(net(), target([2, 5, 7], gain=0.4), samples="all")
+    source, full = Source().run(trial), Full().run(trial)
+    found = agreed(trial, known(), source, full)
+    assert found is not None
+    again = found.way.run(trial)
+    assert abs(again.shares - found.way.shares).sum() < 0.05
+    assert found.support >= 2
+
+
+def test_shares_that_are_known_are_used_and_weighed() -> None:
+    shares = torch.zeros(10)
+    shares[[3, 8]] = 0.5
+    data = target([3, 8], gain=0.3)
+    decision = decide(net(), data, calibration=known(), shares=shares)
+    assert decision.choice == "corrected"
+    assert decision.shares is not None
+    assert decision.shares.tolist() == shares.tolist()
+    wrong = torch.zeros(10)
+    wrong[1] = 1.0
+    assert decide(net(), target(), calibration=known(), shares=wrong).choice == "source"
+
+
+def test_early_and_balanced_ways_are_what_they_say() -> None:
+    trial = Trial(net(), target(gain=0.5))
+    early = Early().run(trial)
+    names = list(trial.layers)
+    for number, name in enumerate(names):
+        mean, _ = early.seen.settled[name]
+        same = torch.equal(mean, trial.stored[name].mean)
+        assert same == (number >= round(0.6 * len(names)))
+    balanced = Balanced(1.0, 2).run(trial)
+    assert isinstance(balanced, View)
+    weighted = balanced.seen.plain["features.1"].mean
+    assert not torch.equal(weighted, Full().run(trial).seen.plain["features.1"].mean)
+
+
+def test_the_guard_within_adapt() -> None:
+    kept = adapt(net(), target([1]), guard="auto")
+    for name, layer in norm_layers(kept).items():
+        assert torch.equal(read(layer).mean, read(norm_layers(net())[name]).mean)
+    moved = adapt(net(), target(gain=0.3), guard="auto", prior=8, layers="features.*")
+    assert not torch.equal(
+        read(norm_layers(moved)["features.1"]).mean, read(norm_layers(net())["features.1"]).mean
+    )
+    x = [x for x, _ in target(gain=0.3)]
+    with pytest.raises(EstimationError, match="an iterator can be read once"):
+        adapt(net(), iter(x), guard="auto")
+    with pytest.raises(EstimationError, match="leave that out"):
+        adapt(net(), x, guard="auto", weight=lambda b: torch.ones(len(b)))
+    with pytest.raises(EstimationError, match="'off' or 'auto', got 'on'"):
+        adapt(net(), x, guard="on")  # type: ignore[arg-type]
+
+
+def test_streams_and_tolerances_are_for_plain_adabn() -> None:
+    data = target(gain=0.3)
+    how: dict[str, Any] = {"samples": None, "tolerance": None, "mode": "stream"}
+    whole = Decision(Full(), "full", ("",), {}, None, False, 1)
+    seen, applied = decided_statistics(whole, net(), data, **how)
+    assert seen.mode == "stream"
+    assert applied is seen
+    corrected = decide_calibrated(Trial(net(), target([3, 8], 0.3)), known())
+    seen, applied = decided_statistics(corrected, net(), data, **how)
+    assert seen.mode == "exact"
+    assert applied is not None
+    kept = Decision(Source(), "source", ("",), {}, None, False, 1)
+    assert decided_statistics(kept, net(), data)[1] is None
+
+
+def test_models_that_give_no_classes_are_judged_by_their_images() -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x)
+            return out
+
+    x = [x for x, _ in target()]
+    model = adapt(Dense(), x, samples="all")
+    assert decide(model, x).choice == "source"
+    assert decide(model, [3 * part for part in x]).choice == "full"
+
+
+def test_a_calibration_of_another_model_is_refused() -> None:
+    other = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+    with pytest.raises(EstimationError, match="no norm layer"):
+        decide(other, target(), calibration=known())
+
+
+def test_two_images_are_enough_to_decide() -> None:
+    for calibration in (None, known()):
+        decision = decide(net(), [target()[0][0][:2]], calibration=calibration)
+        assert decision.samples == 2
