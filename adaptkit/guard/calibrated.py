@@ -24,7 +24,8 @@ CERTAIN = 0.6  # largest error of shares that maps gave of the source itself, fo
 EXPLAINED = 0.7  # of the target's mean map, by the classes' maps
 FEW = 3.0  # classes, effectively, up to which the source may be right in predicting few
 CLOSE = 0.5  # of shares to each other, summed: the source predicts what the maps show
-NEAR = 0.8  # of shares to the source's own, summed: plain AdaBN may do
+NEAR = 1.0  # of shares to the source's own, summed: maps that err may show such, so AdaBN may do
+CLEARLY = 0.8  # of the corrected statistics' distance, for plain AdaBN to be taken in their place
 BETTER = 0.95  # of the source's distance, for what the predictions alone say
 
 
@@ -59,6 +60,8 @@ NEARER = (
     "with statistics corrected for it, the features lie nearer to the source's classes than with "
     "the source's statistics."
 )
+EVEN = "the target's mix of classes is near the source's."
+FITS = "with the target's statistics, the features lie nearer to the source's classes."
 NO_NEARER = (
     "statistics corrected for it bring the features no nearer to the source's classes than the "
     "source's statistics do."
@@ -121,17 +124,14 @@ def _by_maps(ground: _Ground, shown: MapShares) -> Decision:
     if classes <= FEW and np.abs(source.shares - shares).sum() <= CLOSE:
         right = "there are few classes in the target, and the source model predicts just those."
         return ground.decided(Source(), "source", SHOWN, right, shares=shares)
-    way = Corrected(calibration.moments, shares)
-    if ground.measured("distance_corrected", way.run(trial)) < ground.off:
+    way, whole = Corrected(calibration.moments, shares), Full()
+    off = ground.measured("distance_corrected", way.run(trial))
+    near = np.abs(shares - calibration.moments.shares.numpy()).sum() <= NEAR
+    plain = ground.measured("distance_full", whole.run(trial)) if near else np.inf
+    if off < ground.off and not plain < CLEARLY * off:
         return ground.decided(way, "corrected", SHOWN, NEARER, shares=shares)
-    if np.abs(shares - calibration.moments.shares.numpy()).sum() <= NEAR:
-        full = Full()
-        if ground.measured("distance_full", full.run(trial)) < ground.off:
-            even = "the target's mix of classes is near the source's."
-            nearer = (
-                "with the target's statistics, the features lie nearer to the source's classes."
-            )
-            return ground.decided(full, "full", even, nearer, shares=shares)
+    if plain < ground.off:
+        return ground.decided(whole, "full", EVEN, FITS, shares=shares)
     # Images that were moved or scaled can fit the maps and show another mix than they are of.
     return _by_predictions(ground)
 
