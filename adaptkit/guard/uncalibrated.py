@@ -11,6 +11,7 @@ EVEN = 0.8  # predictions alike with the early layers adapted and with all: the 
 SAME = 0.5  # predictions alike with the source: it still holds
 SOME = 0.35  # the same, enough to leave the late layers alone
 ROUNDS = 3
+FEWEST = 3  # images a class that it takes to let the classes count alike
 FLOOR = 0.3  # of a class's part of an even target
 
 
@@ -33,39 +34,29 @@ def decide_uncalibrated(trial: Trial, source: View) -> Decision:
     alike = full.agreement(early)
     figures |= {"full_agrees_with_early": alike, "effective_classes_full": full.effective}
     moved = "no mix of the source's classes would move the images' statistics so far."
+    n, k = source.probabilities.shape
+    enough = n >= FEWEST * k
+    whole: Way = Balanced(1.0, ROUNDS) if enough else Full()
+    choice = "balanced" if enough else "full"
     if alike >= EVEN:
-        return decided(
-            Balanced(1.0, ROUNDS),
-            "balanced",
-            moved,
+        even = (
             "adapting the late layers too hardly changes the predictions, so the classes seem to "
-            "be mixed as in the source; each predicted class counts alike.",
+            "be mixed as in the source."
         )
-    stays = source.agreement(Balanced(1.0, 1).run(trial))
+        return decided(whole, choice, moved, even)
+    stays = source.agreement(Balanced(1.0, 1).run(trial) if enough else full)
     figures["source_agrees"] = stays
+    skewed = "the classes seem to be mixed otherwise than in the source"
     if stays > SAME:
-        return decided(
-            Source(),
-            "source",
-            moved,
-            "the classes seem to be mixed otherwise than in the source, and the source model "
-            "still predicts much as an adapted one.",
-        )
+        as_before = f"{skewed}, and the source model still predicts much as an adapted one."
+        return decided(Source(), "source", moved, as_before)
     if stays > SOME:
-        return decided(
-            Balanced(EARLY, ROUNDS + 1, FLOOR),
-            "early",
-            moved,
-            "the classes seem to be mixed otherwise than in the source, which late layers would "
-            "take for the domain: the early layers alone are adapted.",
-        )
-    return decided(
-        Balanced(1.0, ROUNDS),
-        "balanced",
-        moved,
-        "the source model predicts something else than any adapted one, so it has nothing to "
-        "lose; each predicted class counts alike.",
+        late = f"{skewed}, which late layers would take for the domain."
+        return decided(Balanced(EARLY, ROUNDS + 1, FLOOR), "early", moved, late)
+    other = (
+        "the source model predicts something else than any adapted one, so there is little to lose."
     )
+    return decided(whole, choice, moved, other)
 
 
 TYPICAL_IMAGES = (

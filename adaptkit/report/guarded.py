@@ -18,13 +18,16 @@ CHOICES = {
 FIGURES = {
     "severity": "severity of the shift, classes aside",
     "severity_typical": "severity up to which images are typical",
-    "distance_source": "distance of features to the classes, source's statistics",
-    "distance_full": "the same, AdaBN",
-    "distance_corrected": "the same, corrected for the mix of classes",
-    "effective_classes_full": "classes that AdaBN's predictions spread over",
+    "distance_source": "features' distance to the classes, source's statistics",
+    "distance_full": "features' distance to the classes, AdaBN",
+    "distance_corrected": "features' distance to the classes, corrected",
+    "map_explained": "of the mean image, explained by the classes'",
+    "map_gain": "contrast of the mean image against the source's",
+    "effective_classes": "classes in the target, effectively",
+    "effective_classes_full": "classes that AdaBN predicts, effectively",
     "full_agrees_with_early": "predictions alike, all layers adapted and early ones",
     "source_agrees": "predictions alike, source and adapted",
-    "starts_that_agree": "starts, of three, that come to the same mix of classes",
+    "starts_that_agree": "ways, of 3, that come to the same mix of classes",
 }
 _SHARES_SHOWN = 5
 _LEAST_SHOWN = 0.01
