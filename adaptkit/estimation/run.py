@@ -137,7 +137,7 @@ def estimate(
     with norms.evaluating(model), heap.kept(where):
         sample.grow(1)
         if not sample.count:
-            raise EstimationError(_no_data(sum(dropped)))
+            raise EstimationError(no_data(sum(dropped)))
         total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
         if mode == "stream":
             found = engine.stream(sample, total)
@@ -331,7 +331,8 @@ def pieces(
         yield to_device(piece, where), weights
 
 
-def _no_data(dropped: int) -> str:
+def no_data(dropped: int) -> str:
+    """Say why there is nothing to estimate from, `dropped` samples not having been finite."""
     if dropped:
         return f"there is no data to estimate from: {dropped} samples were not finite"
     return (

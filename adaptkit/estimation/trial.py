@@ -1,6 +1,6 @@
 """A sample in memory, on which a model is tried with one set of statistics after another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from adaptkit.errors import EstimationError
 from adaptkit.estimation import heap
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.precision import Precision
-from adaptkit.estimation.run import Engine, Progress, checked, pieces, prepared
+from adaptkit.estimation.run import Engine, Progress, checked, no_data, pieces, prepared
 from adaptkit.estimation.sample import Sample
 from adaptkit.estimation.sampling import draw, finite
 from adaptkit.estimation.statistics import Statistics
@@ -55,6 +55,7 @@ class Trial:
     Args:
         model: with layers that store data-set statistics.
         loader: as for `estimate`, like all that follow.
+        keep: what is kept of the model's output for a batch; by default all of it.
 
     Raises:
         EstimationError: no layer stores statistics, there is no data, or memory allows none.
@@ -80,11 +81,12 @@ class Trial:
         on_bad: Literal["skip", "raise"] = "skip",
         seed: int = 0,
         progress: Progress | None = None,
+        keep: Callable[[Any], Any] | None = None,
     ) -> None:
         wanted = checked(samples=samples, on_bad=on_bad, prior=prior)
         self.model, self.layers, self._where = prepared(model, layers, device)
         self.stored = {name: norms.read(layer) for name, layer in self.layers.items()}
-        self._forward, self._prior = forward or call, prior
+        self._forward, self._prior, self._keep = forward or call, prior, keep
         chosen = draw(loader, wanted, seed)
         dropped: list[int] = []
         read = pieces(finite(chosen.batches, on_bad, dropped.append), self._where, forward, None)
@@ -96,7 +98,7 @@ class Trial:
         with norms.evaluating(self.model), heap.kept(self._where):
             self._sample.grow(1)
             if not self._sample.count:
-                raise EstimationError("there is no data to try the model on: the loader is empty")
+                raise EstimationError(no_data(sum(dropped)))
             _, limit = self._engine.look(self._sample)
         most = limit if total is None else min(limit, total)
         self._sample.grow(most, lambda count: progress and progress("reading", count, total))
@@ -131,7 +133,8 @@ class Trial:
         settled: dict[str, tuple[Tensor, Tensor]] = {}
 
         def forward(model: nn.Module, batch: Any) -> None:
-            outputs[id(batch)] = self._forward(model, batch)
+            output = self._forward(model, batch)
+            outputs[id(batch)] = output if self._keep is None else self._keep(output)
 
         def noted(name: str, moments: Moments) -> tuple[Tensor, Tensor]:
             found = (settle or as_found)(name, moments)

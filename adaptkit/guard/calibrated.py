@@ -29,9 +29,8 @@ CLEARLY = 0.8  # of the corrected statistics' distance, for plain AdaBN to be ta
 BETTER = 0.95  # of the source's distance, for what the predictions alone say
 
 
-def decide_calibrated(trial: Trial, calibration: Calibration) -> Decision:
+def decide_calibrated(trial: Trial, calibration: Calibration, source: View) -> Decision:
     """Choose among the source's statistics, corrected ones, and plain AdaBN."""
-    source = Source().run(trial)
     ground = _Ground(trial, calibration, source)
     shown = _of_maps(trial, calibration)
     if shown is None:
@@ -40,11 +39,11 @@ def decide_calibrated(trial: Trial, calibration: Calibration) -> Decision:
 
 
 def decide_shares(
-    trial: Trial, calibration: Calibration, shares: Tensor | Sequence[float]
+    trial: Trial, calibration: Calibration, source: View, shares: Tensor | Sequence[float]
 ) -> Decision:
     """Choose between the source's statistics and ones corrected for a mix that is known."""
     given = torch.as_tensor(shares, dtype=torch.float64).numpy()
-    ground = _Ground(trial, calibration, Source().run(trial))
+    ground = _Ground(trial, calibration, source)
     way = Corrected(calibration.moments, given)
     off = ground.measured("distance_corrected", way.run(trial))
     typical = calibration.typicality[-1]
@@ -144,10 +143,8 @@ def _by_predictions(ground: _Ground) -> Decision:
     if found is None:
         apart = "the model's predictions lead to different mixes of classes, or to none that fits."
         return ground.decided(Source(), "source", apart)
-    ground.figures |= {
-        "distance_corrected": found.distance,
-        "starts_that_agree": float(found.support),
-    }
+    ground.measured("distance_corrected", found.view)
+    ground.figures["starts_that_agree"] = float(found.support)
     alike = f"{found.support} of 3 ways to the target's mix of classes come to the same."
     shares = found.way.shares
     if found.distance < BETTER * ground.off:

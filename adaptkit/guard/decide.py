@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward
-from adaptkit.errors import DataError
+from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation import Progress, Statistics, estimate
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.trial import Trial
@@ -17,8 +17,15 @@ from adaptkit.guard.calibration import Calibration
 from adaptkit.guard.class_mix import ClassMix
 from adaptkit.guard.decision import Decision
 from adaptkit.guard.typicality import severity
-from adaptkit.guard.uncalibrated import TYPICAL, TYPICAL_IMAGES, decide_uncalibrated
-from adaptkit.guard.view import View
+from adaptkit.guard.uncalibrated import (
+    FEWEST_IMAGES,
+    MOVED,
+    TOO_FEW,
+    TYPICAL,
+    TYPICAL_IMAGES,
+    decide_uncalibrated,
+)
+from adaptkit.guard.view import View, logits_alone
 from adaptkit.guard.ways import Corrected, Full, Source
 
 SAMPLES = 256  # to decide on: some thirty forwards, and shares within three points
@@ -88,20 +95,29 @@ def decide(
         on_bad=on_bad,
         seed=seed,
         progress=progress,
+        keep=logits_alone,
     )
     if shares is not None and calibration is None:
-        raise DataError("known shares of classes need a calibration to be used")
-    if calibration is not None:
-        calibration.moments.check_fit(trial.model)
-        if shares is not None:
-            return decide_shares(trial, calibration, shares)
-        return decide_calibrated(trial, calibration)
+        raise EstimationError("known shares of classes need a calibration to be used")
     seen = trial.run(trial.source)
     try:
         source = View.of(seen)
     except DataError:
         return _by_images_alone(trial, severity(seen.plain, trial.stored))
-    return decide_uncalibrated(trial, source)
+    if calibration is None:
+        return decide_uncalibrated(trial, source)
+    calibration.moments.check_fit(trial.model)
+    k = source.probabilities.shape[1]
+    if calibration.classes != k:
+        raise EstimationError(
+            f"Expected a calibration of {k} classes, the model's outputs, got one of "
+            f"{calibration.classes}: calibrate it anew"
+        )
+    if shares is not None:
+        return decide_shares(trial, calibration, source, shares)
+    if calibration.features is None:  # by which a choice would be weighed
+        return decide_uncalibrated(trial, source)
+    return decide_calibrated(trial, calibration, source)
 
 
 def decided_statistics(
@@ -145,16 +161,14 @@ def decided_statistics(
         )
         given = seen.corrected(mix) if mix else seen
         return seen, given.blend(model, prior=prior) if prior else given
-    found = way.run(Trial(model, loader, prior=prior, **options)).seen
+    found = way.run(Trial(model, loader, prior=prior, keep=logits_alone, **options)).seen
     return found.plain, None if isinstance(way, Source) else found.statistics
 
 
 def _by_images_alone(trial: Trial, shift: float) -> Decision:
-    figures = {"severity": shift, "severity_typical": TYPICAL}
-    if shift <= TYPICAL:
-        return Decision(Source(), "source", (TYPICAL_IMAGES,), figures, None, False, len(trial))
-    grounds = (
-        "no mix of the source's classes would move the images' statistics so far.",
-        "the model gives no classes, so nothing else was weighed.",
-    )
-    return Decision(Full(), "full", grounds, figures, None, False, len(trial))
+    figures: dict[str, float | None] = {"severity": shift, "severity_typical": TYPICAL}
+    if len(trial) < FEWEST_IMAGES or shift <= TYPICAL:
+        why = TYPICAL_IMAGES if shift <= TYPICAL else TOO_FEW
+        return Decision(Source(), "source", (why,), figures, None, False, len(trial))
+    nothing = "the model gives no classes, so nothing else was weighed."
+    return Decision(Full(), "full", (MOVED, nothing), figures, None, False, len(trial))

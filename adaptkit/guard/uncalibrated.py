@@ -11,6 +11,7 @@ EVEN = 0.8  # predictions alike with the early layers adapted and with all: the 
 SAME = 0.5  # predictions alike with the source: it still holds
 SOME = 0.35  # the same, enough to leave the late layers alone
 ROUNDS = 3
+FEWEST_IMAGES = 8  # of which fewer show nothing but themselves
 FEWEST = 3  # images a class that it takes to let the classes count alike
 FLOOR = 0.3  # of a class's part of an even target
 
@@ -28,12 +29,14 @@ def decide_uncalibrated(trial: Trial, source: View) -> Decision:
     def decided(way: Way, choice: str, *grounds: str) -> Decision:
         return Decision(way, choice, grounds, figures, None, False, len(trial))
 
-    if shift <= TYPICAL:
-        return decided(Source(), "source", TYPICAL_IMAGES)
+    if len(trial) < FEWEST_IMAGES:
+        return decided(Source(), "source", TOO_FEW)
     full, early = Full().run(trial), Early().run(trial)
-    alike = full.agreement(early)
+    alike, stays = full.agreement(early), full.agreement(source)
     figures |= {"full_agrees_with_early": alike, "effective_classes_full": full.effective}
-    moved = "no mix of the source's classes would move the images' statistics so far."
+    if shift <= TYPICAL and (alike < EVEN or stays > SAME):
+        return decided(Source(), "source", TYPICAL_IMAGES)
+    moved = MOVED if shift > TYPICAL else UNLIKE
     n, k = source.probabilities.shape
     enough = n >= FEWEST * k
     whole: Way = Balanced(1.0, ROUNDS) if enough else Full()
@@ -59,6 +62,9 @@ def decide_uncalibrated(trial: Trial, source: View) -> Decision:
     return decided(whole, choice, moved, other)
 
 
+MOVED = "no mix of the source's classes would move the images' statistics so far."
+UNLIKE = "the images' statistics are typical of the source, but its predictions are not AdaBN's."
+TOO_FEW = "these are too few images to tell a change of domain from chance."
 TYPICAL_IMAGES = (
     "the images are as typical of the source as its own, so there is nothing to adapt to; a "
     "change of the statistics would come from the mix of classes."

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adaptkit.errors import DataError
 from adaptkit.estimation.trial import Seen
 from adaptkit.evaluation import logits_of
 
@@ -64,3 +66,15 @@ def effective(shares: Floats) -> float:
     """
     present = shares[shares > 0]
     return float(np.exp(-(present * np.log(present)).sum()))
+
+
+def logits_alone(output: Any) -> Any:
+    """Return what a view needs of a model's output, None where that is not logits of classes.
+
+    >>> logits_alone({"logits": torch.zeros(2, 3), "more": torch.zeros(2, 3, 99, 99)}).shape
+    torch.Size([2, 3])
+    """
+    try:
+        return logits_of(output)
+    except DataError:
+        return None

@@ -219,8 +219,9 @@ def adapt_folder(
             checkpoint, head, Path(source_data), batch_size, workers
         )
         calibration = shares = None
+        why_not = ""
         if asked or given_shares is not None:
-            calibration = guarding.known_calibration(
+            calibration, why_not = guarding.known_calibration(
                 checkpoint,
                 model,
                 of_source or None,
@@ -295,7 +296,8 @@ def adapt_folder(
     after, seen_after = evaluated("after", adapted, done.to_score)
     certificate = None
     weighted = guard == guarding.AUTO and decision is not None and decision.choice in WEIGHTED
-    if certify and statistics is not None and not weighted:
+    certifiable = done.applied is not None and not weighted
+    if certify and statistics is not None and certifiable:
         with clock.stage("certify"):
             certificate = certified(
                 adapted,
@@ -339,13 +341,17 @@ def adapt_folder(
     if certificate and statistics is not None:
         worst = Row("certificate", "all", None, certificate.worst, None, n=statistics.samples)
         found = replace(found, rows=(*found.rows, worst))
-    notes = [*notes_on(checkpoint, head), *done.notes]
+    notes = [*notes_on(checkpoint, head), *done.notes, *filter(None, [why_not])]
     if mix and done.applied and not mixed:
         notes.append("the statistics are corrected for the class shares that were given.")
     if certify and weighted:
         notes.append("no certificate: each class counts alike, and none is known of that.")
-    if mode == "stream" and statistics is not None and statistics.mode != mode:
+    elif certify and touched and done.applied is None:
+        notes.append("no certificate: the statistics are the source's.")
+    if done.applied is not None and mode == "stream" != done.applied.mode:
         notes.append("what the guard chose cannot be streamed: the statistics are exact.")
+    if tolerance is not None and weighted:
+        notes.append("what the guard chose takes no tolerance.")
     if domains == "auto" and not mixed:
         notes.append("the target looks like one domain.")
     if certify and mixed:
@@ -520,7 +526,7 @@ def _details(
             "log_variance": certificate.log_variance,
         },
         "transductive": None
-        if arguments["holdout"] or done.applied is None
+        if arguments["holdout"] or (done.applied is None and not more["input_fit"])
         else "the images that were scored include those that were adapted to",
         "accuracy_interval": {
             "before": first and first.accuracy_interval,

@@ -11,7 +11,10 @@ from adaptkit.errors import DataError, EstimationError, OutputError
 from adaptkit.files import check_outputs, write_files
 from adaptkit.guard import Calibration, calibrate
 from adaptkit.pipeline.common import Progress, refuse_too_many_bad
+from adaptkit.pipeline.guarding import some_of_each
 from adaptkit.pipeline.opening import Said, head_of, open_checkpoint, open_images, source_files
+
+EACH = 1000  # images of a class at most
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def calibrate_checkpoint(
     Args:
         source: a checkpoint of a classifier; never written.
         source_data: class folders of the domain that it was trained on, best of images that it was
-            not trained on.
+            not trained on. At most 1,000 of each class are taken, drawn at random.
         out: by default ``<source stem>-calibrated<suffix>`` in the current folder.
         most_bytes: that the calibration may take in the file; by default a twentieth of it, or
             1 MiB where that is more.
@@ -91,9 +94,9 @@ def calibrate_checkpoint(
         raise EstimationError(f"{source} gives no classes to calibrate: expected a classifier")
     images = open_images(checkpoint, head, Path(source_data), batch_size, workers)
     if images.listing.classes is None:
-        raise DataError(
-            f"{source_data} has no labels: expected a folder with a sub-folder for each class"
-        )
+        why = images.listing.note or "it has no labels"
+        raise DataError(f"{source_data}: expected a folder with a sub-folder for each class: {why}")
+    images = images.subset(some_of_each(images.listing.labels or (), EACH, seed))
     count = len(images.dataset)  # type: ignore[arg-type]
     found = calibrate(
         model,
@@ -103,7 +106,10 @@ def calibrate_checkpoint(
     )
     refuse_too_many_bad(images, skip_bad)
     allowed = budget(checkpoint.size) if most_bytes is None else most_bytes * 3 // 4
-    packed = found.to_bytes(allowed)
+    try:
+        packed = found.to_bytes(allowed)
+    except DataError as error:
+        raise DataError(f"{error}, and a third more in the file, where it is text") from None
     files = checkpoint_files(out, model, like=checkpoint, adapted=None, calibration=packed)
     write_files(files)
     taken = -(-len(packed) // 3) * 4

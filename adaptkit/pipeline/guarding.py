@@ -4,15 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from adaptkit.checkpoint import Checkpoint
 from adaptkit.data import ImageLoader
-from adaptkit.errors import DataError, EstimationError
+from adaptkit.errors import CheckpointError, DataError, EstimationError
 from adaptkit.guard import Calibration, Decision, calibrate
 from adaptkit.pipeline.common import Progress
 from adaptkit.pipeline.opening import Head
 
+EACH = 100  # source images of a class that calibrate the guard, where no calibration is stored
 OFF, AUTO, REPORT = MODES = ("off", "auto", "report")
 
 
@@ -31,29 +33,51 @@ def known_calibration(
     strict: bool,
     seed: int,
     progress: Progress | None,
-) -> Calibration | None:
+) -> tuple[Calibration | None, str]:
     """Return what is known of a model's own domain: as stored, or as labelled source images show.
 
-    None where neither is there, or images of a class are missing and `strict` is not set.
+    And if there is none for want of what it takes, a note that says so; with `strict`, an error.
 
     Raises:
-        CheckpointError: what the checkpoint stores is broken.
-        DataError: a class has fewer than two source images, and `strict` is set.
+        CheckpointError: what the checkpoint stores is broken, or of a model of other classes.
+        AdaptkitError: `strict` is set, and the source images will not do.
     """
     stored = checkpoint.calibration
+    if stored is not None and stored.classes != head.size:
+        raise CheckpointError(
+            f"{checkpoint.path} has a calibration of {stored.classes} classes, and its model gives "
+            f"{head.size or 'none'}: calibrate it anew"
+        )
     if stored is not None or of_source is None or head.kind != "classes":
-        return stored
+        return stored, ""
     labels = of_source.listing.labels
-    if labels is None or (not strict and len(repeated(labels)) < (head.size or 0)):
-        return None
-    count = len(of_source.dataset)  # type: ignore[arg-type]
+    if labels is None:
+        return None, ""
+    drawn = of_source.subset(some_of_each(labels, EACH, seed))
+    count = len(drawn.dataset)  # type: ignore[arg-type]
     watch = progress and (lambda stage, n, _: progress(stage, n, count))
-    return calibrate(model, of_source, seed=seed, progress=watch)
+    try:
+        return calibrate(model, drawn, seed=seed, progress=watch), ""
+    except (DataError, EstimationError) as error:
+        if strict:
+            raise
+        return None, f"the source images do not calibrate the guard: {error}."
 
 
-def repeated(labels: Sequence[int]) -> set[int]:
-    """Return the labels that come twice or more."""
-    return {label for label, count in Counter(labels).items() if count > 1}
+def some_of_each(labels: Sequence[int], each: int, seed: int) -> list[int]:
+    """Return the positions of at most so many of each label, drawn at random, in order.
+
+    >>> some_of_each([0, 0, 0, 1], 2, seed=0)
+    [0, 2, 3]
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    counts: Counter[int] = Counter()
+    chosen = []
+    for position in order:
+        counts[labels[position]] += 1
+        if counts[labels[position]] <= each:
+            chosen.append(position)
+    return sorted(chosen)
 
 
 def needed(calibration: Calibration | None, head: Head) -> Calibration:
@@ -75,7 +99,8 @@ def needed(calibration: Calibration | None, head: Head) -> Calibration:
 
 def as_fields(decision: Decision, mode: str, classes: Sequence[str] | None) -> dict[str, Any]:
     """Return what a report says of a decision."""
-    names = classes or [str(k) for k in range(len(decision.shares or ()))]
+    k = 0 if decision.shares is None else len(decision.shares)
+    names = classes or [str(number) for number in range(k)]
     return {
         "mode": mode,
         "choice": decision.choice,

@@ -102,7 +102,7 @@ def _knowable(report: Report) -> Iterator[str]:
         "place of labels: score both models on a few labelled images."
     )
     arguments = report.details.get("arguments") or {}
-    if report.details["method"] == "adabn" and not arguments.get("class_shares"):
+    if report.details["method"] == "adabn" and arguments.get("class_shares") in (None, "auto"):
         shares = " The shares of the predictions below are what there is to judge it by."
         yield (
             "Cannot be known: whether the mix of classes is the source's, as AdaBN assumes."
