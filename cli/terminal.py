@@ -86,7 +86,7 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int | None], None] 
 def print_run(run: "Run") -> None:
     """Print what a run did: how, the table, what was left out, and what was written."""
     from adaptkit.report.answer import outcome
-    from adaptkit.report.guarded import domain_words, fit_words, kept
+    from adaptkit.report.guarded import domain_words, fit_words, keeps_statistics
 
     out = console()
     statistics = run.statistics
@@ -97,7 +97,7 @@ def print_run(run: "Run") -> None:
             out.print(line)
     elif statistics is None or restyled:
         out.print(f"Restyled {run.images:,} images to the source's, one by one (AdaIN)")
-    elif kept(run.report):
+    elif keeps_statistics(run.report):
         out.print(f"Kept the source's statistics, looking at {statistics.samples:,} images")
     else:
         chosen = f"{statistics.samples:,} of {run.images:,} images"
@@ -110,7 +110,7 @@ def print_run(run: "Run") -> None:
     _print_guard(out, run.report)
     errors = [] if statistics is None else statistics.errors().values()
     errors = [e for e in errors if e < float("inf")]
-    if errors and not restyled:
+    if errors and not restyled and not keeps_statistics(run.report):
         out.print(f"Largest standard error of a layer's statistics: {max(errors):.1%}")
     certificate = run.report.row("certificate")
     if certificate is not None and certificate.after is not None:
@@ -139,7 +139,8 @@ def _print_guard(out: Console, report: "Report") -> None:
     for name, figure in guard_table(guard).itertuples(index=False):
         out.print(f"  {name}: {figure}")
     if guard["class_shares"]:
-        out.print(f"  estimated mix of classes: {mix_words(guard['class_shares'])}")
+        known = "given" if guard["shares_given"] else "estimated"
+        out.print(f"  mix of classes, {known}: {mix_words(guard['class_shares'])}")
 
 
 def print_calibrated(found: "Calibrated") -> None:

@@ -145,16 +145,32 @@ def test_bytes_give_it_back_within_float16() -> None:
 
 
 def test_a_smaller_budget_is_kept_to_and_its_error_told() -> None:
-    sizes = [len(calibrated().to_bytes(budget)) for budget in (18_500, 22_000)]
-    assert sizes[0] <= 18_500
-    assert sizes[1] <= 22_000
-    small, larger = (Calibration.from_bytes(calibrated().to_bytes(b)) for b in (18_500, 22_000))
-    assert small.error > larger.error > 1e-3
+    sizes = [len(calibrated().to_bytes(budget)) for budget in (21_500, 22_500)]
+    assert sizes[0] <= 21_500
+    assert sizes[1] <= 22_500
+    small, larger = (Calibration.from_bytes(calibrated().to_bytes(b)) for b in (21_500, 22_500))
+    assert small.error > larger.error > 1e-4
     name = "features.7"
     worst = (small.moments.mean[name] - calibrated().moments.mean[name]).abs().max()
     assert 0 < float(worst) < 1
+    assert small.maps
+    without = Calibration.from_bytes(calibrated().to_bytes(14_000))
+    assert without.maps is None
+    assert without.features
     with pytest.raises(DataError, match="allow more"):
-        calibrated().to_bytes(5000)
+        calibrated().to_bytes(3000)
+
+
+def test_axes_are_given_up_where_little_is_allowed() -> None:
+    least = Calibration.from_bytes(calibrated().to_bytes(9000))
+    whole = calibrated().features
+    assert least.features
+    assert whole
+    assert least.features.axes.shape == (64, 8)
+    covariance = whole.axes @ np.diag(whole.variances) @ whole.axes.T
+    kept = least.features
+    trace = kept.variances.sum() + kept.rest * (64 - 8)
+    assert trace == pytest.approx(np.trace(covariance), rel=1e-3)
 
 
 def test_a_thousand_classes_fit_a_twentieth_of_a_checkpoint() -> None:
@@ -212,10 +228,15 @@ def broken() -> list[bytes]:
         changed(maps=tensors["maps"][:9].contiguous()),
         changed(axes=tensors["axes"][:9].contiguous()),
         changed(middle=tensors["middle"][:9].contiguous()),
+        changed(middle=tensors["middle"] + 1000),
+        changed(variances=-tensors["variances"]),
+        changed(scale=-tensors["scale"]),
+        changed({"map_scale": 1.7e308}, maps=-10 * tensors["maps"].abs()),
+        changed(predicted=torch.zeros(2, 0, dtype=torch.int32)),
     ]
 
 
-@pytest.mark.parametrize("number", range(19))
+@pytest.mark.parametrize("number", range(24))
 def test_what_is_broken_is_refused_in_a_line(number: int) -> None:
     with pytest.raises(DataError, match=r"^it is [^\n]+$"):
         Calibration.from_bytes(broken()[number])
@@ -233,6 +254,18 @@ def test_what_is_broken_is_refused_in_a_line(number: int) -> None:
 def test_source_data_that_will_not_do(batches: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         calibrate(net(), batches)
+
+
+def test_samples_that_are_not_finite_are_left_out_and_such_models_refused() -> None:
+    x, y = pairs(COUNT)[0]
+    spoilt = torch.cat([x, torch.full_like(x[:1], torch.nan)]), torch.cat([y, y[:1]])
+    found = calibrate(net(), [spoilt])
+    assert found.confusion.sum() == COUNT
+    model = small()
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = torch.inf
+    with pytest.raises(EstimationError, match="not finite on the source images"):
+        calibrate(model, pairs())
 
 
 def test_a_model_without_such_layers_cannot_be_calibrated() -> None:

@@ -184,7 +184,8 @@ def test_streams_and_tolerances_are_for_plain_adabn() -> None:
     seen, applied = decided_statistics(whole, net(), data, **how)
     assert seen.mode == "stream"
     assert applied is seen
-    corrected = decide_calibrated(Trial(net(), target([3, 8], 0.3)), known())
+    trial = Trial(net(), target([3, 8], 0.3))
+    corrected = decide_calibrated(trial, known(), Source().run(trial))
     seen, applied = decided_statistics(corrected, net(), data, **how)
     assert seen.mode == "exact"
     assert applied is not None
@@ -214,7 +215,23 @@ def test_a_calibration_of_another_model_is_refused() -> None:
         decide(other, target(), calibration=known())
 
 
-def test_two_images_are_enough_to_decide() -> None:
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_few_images_of_the_source_change_nothing(count: int) -> None:
     for calibration in (None, known()):
-        decision = decide(net(), [target()[0][0][:2]], calibration=calibration)
-        assert decision.samples == 2
+        decision = decide(net(), [target()[0][0][:count]], calibration=calibration)
+        assert (decision.samples, decision.choice) == (count, "source")
+
+
+def test_typical_statistics_do_not_hide_predictions_that_are_not_adabns() -> None:
+    """Brightness that clips moves the statistics no farther than a mix of classes would."""
+    bright = [((x + 0.8).clamp(max=1), y) for x, y in target()]
+    decision = decide(net(), bright)
+    before = evaluate(net(), bright).accuracy or 0.0
+    assert accuracy(decision, bright) > before + 0.3
+
+
+def test_a_calibration_of_other_classes_is_refused() -> None:
+    other = digits_copy()
+    other.classifier = nn.Linear(64, 5)
+    with pytest.raises(EstimationError, match=r"calibration of 5 classes.*got one of 10"):
+        decide(other, target(), calibration=known())

@@ -13,7 +13,8 @@ from torch import nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, labels_of, to_device
-from adaptkit.errors import DataError
+from adaptkit.errors import DataError, EstimationError
+from adaptkit.estimation.sampling import finite
 from adaptkit.evaluation import logits_of
 from adaptkit.features import NoFeaturesError, Tap
 from adaptkit.guard.class_features import ClassFeatures
@@ -64,7 +65,8 @@ class Calibration:
         """Return what a file can hold, in no more than `budget` bytes.
 
         Means and log-variances of the classes in float16; where that is too much, K × 2C of them
-        as a product of K × R and R × 2C by singular values, of the largest R that fits.
+        as a product of K × R and R × 2C by singular values, of the largest R that fits. Where that
+        is less than 8, axes of the features' covariance are given up, then the maps.
 
         Raises:
             DataError: not even R = 1 fits.
@@ -104,7 +106,8 @@ def calibrate(
     Raises:
         DataError: there are no labels, or a class has fewer than two samples, or the model's output
             is not logits.
-        EstimationError: the model has no norm layer with data-set statistics.
+        EstimationError: the model has no norm layer with data-set statistics, or gives values that
+            are not finite. Samples that are not are left out.
 
     >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
     >>> x, y = torch.randn(64, 2), torch.arange(64) % 2
@@ -146,13 +149,15 @@ def calibrate(
 
         moments = class_moments(
             model,
-            itertools.chain([first], batches),
+            finite(itertools.chain([first], batches), "skip", lambda _: None),
             classes=k,
             forward=seen,
             progress=progress and (lambda _, n, total: progress("calibrating", n, total)),
         )
     y = np.concatenate(labels)
     p = torch.cat(logits).softmax(1)
+    if not bool(p.isfinite().all()) or (tap and not np.isfinite(np.concatenate(vectors)).all()):
+        raise EstimationError("the model gives values that are not finite on the source images")
     confusion = np.zeros((k, k), np.int64)
     np.add.at(confusion, (y, p.argmax(1).numpy()), 1)
     return Calibration(

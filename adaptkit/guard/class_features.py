@@ -54,6 +54,15 @@ class ClassFeatures:
         rest = float(values[:-kept].mean()) if kept < width else ridge
         return cls(means, vectors[:, -kept:], values[-kept:], rest)
 
+    def short(self, axes: int) -> "ClassFeatures":
+        """Return the same with at most so many axes, the variance along the others averaged."""
+        width, known = self.axes.shape
+        if axes >= known:
+            return self
+        left = self.variances[:-axes].sum() + self.rest * (width - known)
+        kept = self.axes[:, -axes:], self.variances[-axes:]
+        return ClassFeatures(self.means, *kept, float(left / (width - axes)))
+
     def distances(self, features: NDArray[np.float32]) -> Floats:
         """Return squared Mahalanobis distances (z − μ)ᵀ·Σ⁻¹·(z − μ), shape (N, K)."""
         z = features.astype(np.float64)

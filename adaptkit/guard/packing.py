@@ -24,6 +24,7 @@ _EPS = 1e-5
 _FEATURES = ""  # the name under which features stand among the layers
 _HALF = torch.finfo(torch.float16).max
 _MOST_CLASSES = 1_000_000
+_FARTHEST = 50.0  # of the middle of columns, in standard deviations and e-folds
 
 
 class _Layers(Mapping[str, Tensor]):
@@ -106,54 +107,69 @@ def pack(calibration: "Calibration", budget: int | None) -> bytes:
     matrix, widths, scale = _matrix(calibration)
     middle = matrix.mean(0)
     centred = matrix - middle
-    tensors: dict[str, Tensor] = {
+    fixed: dict[str, Tensor] = {
         "scale": scale.float(),
         "middle": _half(middle),
         "counts": calibration.moments.counts,
         **_sparse(calibration.confusion),
     }
-    features = calibration.features
-    if features is not None:
-        tensors["axes"] = _half(torch.from_numpy(features.axes))
-        tensors["variances"] = torch.from_numpy(features.variances).float()
-    maps = calibration.maps
-    scale_of_maps = 1.0
-    if maps is not None:
-        scale_of_maps = float(np.abs(maps.maps).max()) or 1.0
-        tensors["maps"] = _half(torch.from_numpy(maps.maps / scale_of_maps))
+    columns = torch.cat([i for name, i in _parts(widths) if name != _FEATURES])
     header = {
         "format": FORMAT,
         "widths": widths,
         "confidence": calibration.confidence,
         "typicality": calibration.typicality,
-        "rest": None if features is None else features.rest,
-        "map_error": None if maps is None else maps.error,
-        "map_scale": scale_of_maps,
     }
 
-    def written(more: Mapping[str, Tensor], error: float) -> bytes:
-        said = json.dumps({**header, "error": error})
-        whole = {name: value.contiguous() for name, value in {**tensors, **more}.items()}
-        return safetensors.torch.save(whole, {"adaptkit": said})
+    def written(parts: Mapping[str, Tensor], said: Mapping[str, Any], error: float) -> bytes:
+        text = json.dumps({**header, **said, "error": error})
+        whole = {name: value.contiguous() for name, value in {**fixed, **parts}.items()}
+        return safetensors.torch.save(whole, {"adaptkit": text})
 
-    of_layers = [i for name, i in _parts(widths) if name != _FEATURES]
-    columns = torch.cat(of_layers)
-    whole = written({"left": _half(centred)}, _rms(_half(centred).double() - centred, columns))
-    if budget is None or len(whole) <= budget:
-        return whole
     k, p = centred.shape
-    fixed = len(written({}, 0.1)) + 256  # of headers for two more
-    rank = min((budget - fixed) // (2 * (k + p)), k)
-    if rank < 1:
-        raise DataError(
-            f"a calibration of {k} classes and {p} figures on each takes {fixed + 2 * (k + p):,} "
-            f"bytes at least, and {budget:,} are allowed: allow more"
-        )
-    vectors = torch.linalg.eigh(centred @ centred.T)[1]
-    left = _half(vectors[:, -rank:])
-    right = _half(left.double().T @ centred)
-    found = left.double() @ right.double()
-    return written({"left": left, "right": right}, _rms(found - centred, columns))
+    least = 0
+    for maps, axes in _LESS:
+        parts, said = _others(calibration, maps, axes)
+        half = _half(centred)
+        whole = written({"left": half, **parts}, said, _rms(half.double() - centred, columns))
+        if budget is None or len(whole) <= budget:
+            return whole
+        least = len(written(parts, said, 0.1)) + 256  # of headers for two more
+        rank = min((budget - least) // (2 * (k + p)), k)
+        if rank >= min(_ENOUGH, k) or (rank >= 1 and (maps, axes) == _LESS[-1]):
+            vectors = torch.linalg.eigh(centred @ centred.T)[1]
+            left = _half(vectors[:, -rank:])
+            right = _half(left.double().T @ centred)
+            error = _rms(left.double() @ right.double() - centred, columns)
+            return written({"left": left, "right": right, **parts}, said, error)
+    raise DataError(
+        f"a calibration of {k} classes and {p} figures on each takes {least + 2 * (k + p):,} bytes "
+        f"at least, and {budget:,} are allowed: allow more"
+    )
+
+
+# What is given up by turns, maps and all but so many axes, to leave classes this many ways in which
+# to differ.
+_ENOUGH = 8
+_LESS = ((True, 128), (True, 32), (False, 128), (False, 32), (False, 8))
+
+
+def _others(
+    calibration: "Calibration", maps: bool, axes: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of features and maps, and what the header says of them."""
+    tensors: dict[str, Tensor] = {}
+    said: dict[str, Any] = {"rest": None, "map_error": None, "map_scale": 1.0}
+    if calibration.features is not None:
+        features = calibration.features.short(axes)
+        tensors["axes"] = _half(torch.from_numpy(features.axes))
+        tensors["variances"] = torch.from_numpy(features.variances).float()
+        said["rest"] = features.rest
+    if calibration.maps is not None and maps:
+        scale = float(np.abs(calibration.maps.maps).max()) or 1.0
+        tensors["maps"] = _half(torch.from_numpy(calibration.maps.maps / scale))
+        said |= {"map_error": calibration.maps.error, "map_scale": scale}
+    return tensors, said
 
 
 def unpack(content: bytes) -> dict[str, Any]:
@@ -200,30 +216,14 @@ def _fields(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any
         raise ValueError
     if not (len(typicality) == 4 and all(map(math.isfinite, said)) and k <= _MOST_CLASSES):
         raise ValueError
-    features = None
-    if _FEATURES in widths:
-        features = ClassFeatures(
-            table.means(_FEATURES).numpy(),
-            tensors["axes"].double().numpy(),
-            tensors["variances"].double().numpy(),
-            float(header["rest"]),
-        )
-        width, axes = features.axes.shape
-        if (width, axes) != (widths[_FEATURES], len(features.variances)) or not features.rest > 0:
-            raise ValueError
-    maps = None
-    if "maps" in tensors:
-        found = tensors["maps"].double().numpy() * float(header["map_scale"])
-        maps = ClassMaps(found, float(header["map_error"]))
-        if (
-            len(found) != k
-            or not 3 <= found.ndim <= 5
-            or not np.isfinite([maps.error, found.max()]).all()
-        ):
-            raise ValueError
+    scale = tensors["scale"]
+    if not (bool((scale[1] >= 0).all()) and float(tensors["middle"].abs().max()) < _FARTHEST):
+        raise ValueError
+    features = _features(tensors, widths, table, header) if _FEATURES in widths else None
+    maps = _maps(tensors["maps"], header, k) if "maps" in tensors else None
     confusion = np.zeros((k, k), np.int64)
     where = tensors["predicted"].long().numpy()
-    if where.size and (where[0].min() < 0 or where[0].max() >= k * k):
+    if not where.size or where[0].min() < 0 or where[0].max() >= k * k or where[1].min() < 0:
         raise ValueError
     confusion.flat[where[0]] = where[1]
     return {
@@ -237,6 +237,34 @@ def _fields(tensors: dict[str, Tensor], header: dict[str, Any]) -> dict[str, Any
         "typicality": typicality,
         "error": said[1],
     }
+
+
+def _features(
+    tensors: dict[str, Tensor], widths: dict[str, int], table: _Table, header: dict[str, Any]
+) -> ClassFeatures:
+    found = ClassFeatures(
+        table.means(_FEATURES).numpy(),
+        tensors["axes"].double().numpy(),
+        tensors["variances"].double().numpy(),
+        float(header["rest"]),
+    )
+    width, axes = found.axes.shape
+    if (width, axes) != (widths[_FEATURES], len(found.variances)):
+        raise ValueError
+    if not (0 < found.rest < math.inf and (found.variances > 0).all()):
+        raise ValueError
+    return found
+
+
+def _maps(tensor: Tensor, header: dict[str, Any], k: int) -> ClassMaps:
+    with np.errstate(over="ignore"):
+        found = tensor.double().numpy() * float(header["map_scale"])
+    error = float(header["map_error"])
+    if len(found) != k or not 3 <= found.ndim <= 5 or not found.size:
+        raise ValueError
+    if not (np.isfinite(found).all() and math.isfinite(error)):
+        raise ValueError
+    return ClassMaps(found, error)
 
 
 def _matrix(calibration: "Calibration") -> tuple[Tensor, dict[str, int], Tensor]:

@@ -330,7 +330,9 @@ def adapt_folder(
             after,
             clock,
             certificate,
-            None if decision is None else guarding.as_fields(decision, guard, names_of_all),
+            None
+            if decision is None
+            else guarding.as_fields(decision, guard, names_of_all, given=shares is not None),
             {
                 "domains": mixed and domains_as_fields(mixed, guard, names_of_all),
                 "input_fit": fitted and fitted.as_fields(),

@@ -97,8 +97,10 @@ def needed(calibration: Calibration | None, head: Head) -> Calibration:
     return calibration
 
 
-def as_fields(decision: Decision, mode: str, classes: Sequence[str] | None) -> dict[str, Any]:
-    """Return what a report says of a decision."""
+def as_fields(
+    decision: Decision, mode: str, classes: Sequence[str] | None, *, given: bool = False
+) -> dict[str, Any]:
+    """Return what a report says of a decision; `given` is whether the class shares were."""
     k = 0 if decision.shares is None else len(decision.shares)
     names = classes or [str(number) for number in range(k)]
     return {
@@ -109,6 +111,7 @@ def as_fields(decision: Decision, mode: str, classes: Sequence[str] | None) -> d
         "figures": dict(decision.figures),
         "calibrated": decision.calibrated,
         "samples": decision.samples,
+        "shares_given": given,
         "class_shares": None
         if decision.shares is None
         else dict(zip(names, map(float, decision.shares), strict=True)),

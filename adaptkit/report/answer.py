@@ -126,6 +126,8 @@ METRICS = {
 def outcome(report: Report) -> list[str]:
     """Say what the figures mean, and what they cannot say: a sentence or two each."""
     accuracy = report.row("accuracy")
+    if kept(report):
+        return ["The guard kept the source model, so nothing changed."]
     if report.details.get("outputs", {}).get("kind") == "other":
         return ["Nothing says whether that helped: score both models on a few labelled images."]
     if accuracy is None or accuracy.change is None or accuracy.p_value is None:
@@ -133,8 +135,6 @@ def outcome(report: Report) -> list[str]:
             "No labels, so the accuracy is not known. Confidence that rises and entropy that "
             "falls mostly go with a gain, but not always: score a few labelled images."
         ]
-    if kept(report):
-        return ["The guard kept the source model, so nothing changed."]
     points = f"{abs(accuracy.change) * 100:.1f} points"
     if accuracy.p_value >= SURE:
         said = f"The accuracy did not change beyond chance (n = {accuracy.n:,})."

@@ -33,16 +33,21 @@ _SHARES_SHOWN = 5
 _LEAST_SHOWN = 0.01
 
 
+def keeps_statistics(report: Report) -> bool:
+    """Whether the guard kept the source's statistics."""
+    guard = report.details.get("guard") or {}
+    return guard.get("choice") == "source" and bool(guard.get("followed"))
+
+
 def kept(report: Report) -> bool:
     """Whether the guard kept the source's statistics, and nothing else changed."""
-    guard = report.details.get("guard") or {}
-    same_images = not report.details.get("transform_after")
-    return guard.get("choice") == "source" and bool(guard.get("followed")) and same_images
+    return keeps_statistics(report) and not report.details.get("transform_after")
 
 
 def guard_words(guard: Mapping[str, Any]) -> Iterator[str]:
     """Say what the guard chose and why, a sentence or two each; the first is the choice."""
-    choice, images = guard["choice"], guard["samples"]
+    choice = guard["choice"]
+    images = f"{guard['samples']:,} image{'' if guard['samples'] == 1 else 's'}"
     if guard["followed"]:
         verb = "keeps" if choice == "source" else "takes"
         said = f"The guard {verb} {CHOICES[choice]}"
@@ -50,7 +55,7 @@ def guard_words(guard: Mapping[str, Any]) -> Iterator[str]:
         verb = "kept" if choice == "source" else "taken"
         said = f"The guard was not followed: it would have {verb} {CHOICES[choice]}"
     known = "with" if guard["calibrated"] else "without"
-    yield f"{said}, by {images:,} images without labels and {known} a calibration."
+    yield f"{said}, by {images} without labels and {known} a calibration."
     for ground in guard["grounds"]:
         yield ground[0].upper() + ground[1:]
 

@@ -63,7 +63,8 @@ def _sections(report: Report) -> Iterator[Section]:
     if details.get("guard"):
         table = guard_table(details["guard"])
         shares = details["guard"].get("class_shares")
-        text = f"Estimated mix of classes: {mix_words(shares)}." if shares else ""
+        known = "given" if details["guard"].get("shares_given") else "estimated"
+        text = f"Mix of classes, {known}: {mix_words(shares)}." if shares else ""
         yield Section("What the guard went by", text, table, right=["figure"])
     if details.get("notes"):
         yield Section("To note", items=[str(note) for note in details["notes"]])
