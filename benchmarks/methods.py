@@ -202,13 +202,17 @@ METHODS: dict[str, Method] = {
     EXACT: partial(exact, 0),
     "adaptkit exact, prior 16": partial(exact, 16),
     ENTROPY: if_entropy_falls,
+}
+# By name only: up to thirty forwards a target.
+GUARDED: dict[str, Method] = {
     GUARD: partial(guarded, False),
     CALIBRATED: partial(guarded, True),
 }
 
 
 def installed(*names: str) -> dict[str, Method]:
-    """Return the methods whose packages are there: those of these names, or all."""
+    """Return the methods whose packages are there: those of these names, or all of METHODS."""
     without = () if has_precise_bn() else (PRECISE_BN,)
     chosen = names or METHODS
-    return {name: METHODS[name] for name in chosen if name not in without}
+    every = METHODS | GUARDED
+    return {name: every[name] for name in chosen if name not in without}

@@ -145,6 +145,8 @@ def _print_guard(out: Console, report: "Report") -> None:
 
 def print_calibrated(found: "Calibrated") -> None:
     """Print what a checkpoint now knows of its own domain, and at what cost."""
+    from adaptkit.guard.calibrated import CERTAIN as TELLING
+
     out = console()
     known = found.calibration
     layers = len(known.moments.mean)
@@ -155,6 +157,11 @@ def print_calibrated(found: "Calibrated") -> None:
         f"Accuracy there {known.accuracy:.1%}, mean confidence {known.confidence:.1%}; severity "
         f"up to {known.typicality[-1]:.2f} is typical"
     )
+    maps = known.maps
+    if maps is not None and maps.error <= TELLING:
+        out.print("Mean images tell the classes apart: a target's mix of classes shows in its own")
+    else:
+        out.print("Mean images do not tell the classes apart: predictions tell the mix of classes")
     taken = f"Takes {found.bytes / 1024:,.0f} KiB, {found.share:.1%} of the file"
     exact = known.error < _ROUNDING
     out.print(taken if exact else f"{taken}; packed to fit, with an error of {known.error:.3f} sd")
