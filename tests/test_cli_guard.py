@@ -88,7 +88,9 @@ def test_low_contrast_is_adapted_to_and_the_choice_is_told_everywhere(
     before, after = accuracies()
     assert after > max(0.85, before + 0.3)
     calibrated = source == "source-calibrated"
-    assert f"{'with' if calibrated else 'without'} a calibration" in " ".join(result.stdout.split())
+    assert f"labels, {'with' if calibrated else 'without'} a calibration" in " ".join(
+        result.stdout.split()
+    )
     assert "severity of the shift" in result.stdout
     guard = said()["guard"]
     assert guard["mode"] == "auto"

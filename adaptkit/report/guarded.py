@@ -55,7 +55,7 @@ def guard_words(guard: Mapping[str, Any]) -> Iterator[str]:
         verb = "kept" if choice == "source" else "taken"
         said = f"The guard was not followed: it would have {verb} {CHOICES[choice]}"
     known = "with" if guard["calibrated"] else "without"
-    yield f"{said}, by {images} without labels and {known} a calibration."
+    yield f"{said} (judged on {images} without labels, {known} a calibration)."
     for ground in guard["grounds"]:
         yield ground[0].upper() + ground[1:]
 
