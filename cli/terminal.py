@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -228,6 +228,15 @@ def print_shift(run: "ShiftRun") -> None:
     _print_written(out, (run.csv, run.json))
 
 
+def _calibration_of(known: "Mapping[str, Any] | None") -> str:
+    if known is None:
+        return ""
+    return (
+        f"for {known['classes']} classes, accuracy {known['accuracy']:.1%}, confidence "
+        f"{known['confidence']:.1%}"
+    )
+
+
 def print_inspection(found: "Inspection") -> None:
     """Print what a checkpoint is, then its norm layers."""
     from adaptkit.pipeline.inspect import REMARKS
@@ -243,6 +252,7 @@ def print_inspection(found: "Inspection") -> None:
         "classes": _names_of(found.classes),
         "images": found.preparation,
         "adapted": ", ".join(f"{k} {v}" for k, v in (found.adapted or {}).items()),
+        "calibrated": _calibration_of(found.calibration),
         "SHA-256": found.sha256,
     }
     grid = Table.grid(padding=(0, 2, 0, 0))

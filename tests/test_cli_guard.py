@@ -326,6 +326,14 @@ def test_calibrate_says_in_a_line_what_it_lacks(here: Path, data: str, message: 
     assert not list(Path().iterdir())
 
 
+def test_inspect_says_what_is_known(here: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(here / "source-calibrated.pt")])
+    assert "calibrated" in result.stdout
+    assert "for 10 classes, accuracy" in result.stdout
+    result = CliRunner().invoke(main, ["inspect", str(here / "source.pt"), "--json"])
+    assert json.loads(result.stdout)["calibration"] is None
+
+
 def test_calibrate_keeps_to_its_budget_and_never_writes_over(here: Path) -> None:
     line = ["calibrate", "--source", str(here / "source.pt"), "--device", "cpu"]
     line += ["--source-data", str(here / "source"), "--out", "c.pt"]

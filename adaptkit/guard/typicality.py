@@ -69,7 +69,7 @@ class Watch:
         seen = PerSample.of(args[0] if args else next(iter(kwargs.values())))
         m, v = self.stored[name].mean.to(seen.mean), self.stored[name].variance.to(seen.mean)
         square = seen.m2.to(seen.mean) / seen.values + (seen.mean - m).square()
-        self._seen.setdefault(name, []).append((square / (v + _EPS)).mean(1).double().cpu())
+        self._seen.setdefault(name, []).append((square / (v + _EPS)).mean(1).cpu().double())
 
     def found(self) -> NDArray[np.float64]:
         """Return shape (N, L)."""

@@ -34,7 +34,7 @@ class View:
         Raises:
             DataError: they are not logits.
         """
-        logits = torch.cat([logits_of(output).detach().double().cpu() for output in seen.outputs])
+        logits = torch.cat([logits_of(output).detach().cpu().double() for output in seen.outputs])
         return cls(seen, logits.softmax(1).numpy())
 
     @cached_property

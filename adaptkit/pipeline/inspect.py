@@ -75,6 +75,7 @@ class Inspection:
         transform_from: who says so.
         preparation: the same in words.
         adapted: where the statistics come from, if the file was adapted.
+        calibration: what it says of its own domain, if it was calibrated (see `Calibration`).
         layers: every norm layer.
         notes: what else there is to know.
     """
@@ -94,6 +95,7 @@ class Inspection:
     transform_from: str | None
     preparation: str
     adapted: dict[str, Any] | None
+    calibration: dict[str, Any] | None
     layers: tuple[NormLayer, ...]
     notes: tuple[str, ...]
 
@@ -139,9 +141,24 @@ def inspect_checkpoint(
         transform_from=checkpoint.transform_from,
         preparation=preparation(checkpoint),
         adapted=checkpoint.adapted,
+        calibration=_calibration(checkpoint),
         layers=tuple(_layers(checkpoint)),
         notes=tuple(notes_on(checkpoint)),
     )
+
+
+def _calibration(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    found = checkpoint.calibration
+    if found is None:
+        return None
+    return {
+        "classes": found.classes,
+        "accuracy": found.accuracy,
+        "confidence": found.confidence,
+        "typicality": list(found.typicality),
+        "map_error": None if found.maps is None else found.maps.error,
+        "error": found.error,
+    }
 
 
 def _layers(checkpoint: Checkpoint) -> list[NormLayer]:

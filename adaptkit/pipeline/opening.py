@@ -174,7 +174,11 @@ def preparation(checkpoint: Checkpoint) -> str:
         "architecture": "as published for the architecture",
         "options": "from the options",
     }[checkpoint.transform_from or "options"]
-    return f"{height} x {width} ({way}), {colour}, mean {mean}, std {std}, {said_by}"
+    line = f"{height} x {width} ({way}), {colour}, mean {mean}, std {std}"
+    if transform.gain and transform.offset:
+        gain, offset = (" ".join(f"{v:.3g}" for v in x) for x in (transform.gain, transform.offset))
+        line += f", then gain {gain}, offset {offset}"
+    return f"{line}, {said_by}"
 
 
 def spelled_out(said: Said) -> dict[str, Any]:
