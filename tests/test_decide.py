@@ -235,3 +235,18 @@ def test_a_calibration_of_other_classes_is_refused() -> None:
     other.classifier = nn.Linear(64, 5)
     with pytest.raises(EstimationError, match=r"calibration of 5 classes.*got one of 10"):
         decide(other, target(), calibration=known())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_gpu_decides_as_the_cpu(calibrated: bool) -> None:
+    data = target([3, 8], gain=0.3)
+    model = digits_copy().to("cuda")
+    x, y = digits.images()
+    there = calibrate(model, [(2 * x[:400] - 1, y[:400])]) if calibrated else None
+    found = decide(model, data, calibration=there)
+    here = decide(net(), data, calibration=known() if calibrated else None)
+    assert found.choice == here.choice
+    for name, value in here.figures.items():
+        assert found.figures[name] == pytest.approx(value, rel=1e-2)
