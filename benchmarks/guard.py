@@ -63,7 +63,7 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         jobs = [Job("digits", SMALL, 0, QUICK_STEPS, 4)]
     else:
         jobs = [
-            Job(images, architecture, seed, STEPS, 24)
+            Job(images, architecture, seed, STEPS, 18)
             for seed in range(3)
             for images in there
             for architecture in (PLAIN, SMALL)

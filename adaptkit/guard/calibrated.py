@@ -17,8 +17,10 @@ from adaptkit.guard.class_maps import MapShares, mean_map
 from adaptkit.guard.decision import Decision
 from adaptkit.guard.fixed_points import agreed
 from adaptkit.guard.typicality import severity
+from adaptkit.guard.uncalibrated import EVEN as SEEMS_EVEN
+from adaptkit.guard.uncalibrated import EVEN_LAYERS, whole
 from adaptkit.guard.view import Floats, View, effective
-from adaptkit.guard.ways import Corrected, Full, Source, Way
+from adaptkit.guard.ways import Corrected, Early, Full, Source, Way
 
 CERTAIN = 0.6  # largest error of shares that maps gave of the source itself, for them to be used
 EXPLAINED = 0.7  # of the target's mean map, by the classes' maps
@@ -141,8 +143,7 @@ def _by_predictions(ground: _Ground) -> Decision:
     ground.figures["effective_classes_full"] = full.effective
     found = agreed(ground.trial, ground.calibration, ground.source, full)
     if found is None:
-        apart = "the model's predictions lead to different mixes of classes, or to none that fits."
-        return ground.decided(Source(), "source", apart)
+        return _by_layers(ground, full)
     ground.measured("distance_corrected", found.view)
     ground.figures["starts_that_agree"] = float(found.support)
     alike = f"{found.support} of 3 ways to the target's mix of classes come to the same."
@@ -150,3 +151,16 @@ def _by_predictions(ground: _Ground) -> Decision:
     if found.distance < BETTER * ground.off:
         return ground.decided(found.way, "corrected", alike, NEARER, shares=shares)
     return ground.decided(Source(), "source", alike, NO_NEARER, shares=shares)
+
+
+def _by_layers(ground: _Ground, full: View) -> Decision:
+    """Take the target's statistics where late layers do not see another mix than early ones."""
+    apart = "the model's predictions lead to different mixes of classes, or to none that fits."
+    alike = full.agreement(Early().run(ground.trial))
+    ground.figures["full_agrees_with_early"] = alike
+    if alike >= SEEMS_EVEN:
+        way, choice = whole(full)
+        name = "distance_full" if choice == "full" else "distance_balanced"
+        if ground.measured(name, way.run(ground.trial)) < BETTER * ground.off:
+            return ground.decided(way, choice, EVEN_LAYERS, FITS)
+    return ground.decided(Source(), "source", apart)

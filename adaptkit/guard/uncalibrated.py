@@ -37,17 +37,11 @@ def decide_uncalibrated(trial: Trial, source: View) -> Decision:
     if shift <= TYPICAL and (alike < EVEN or stays > SAME):
         return decided(Source(), "source", TYPICAL_IMAGES)
     moved = MOVED if shift > TYPICAL else UNLIKE
-    n, k = source.probabilities.shape
-    enough = n >= FEWEST * k
-    whole: Way = Balanced(1.0, ROUNDS) if enough else Full()
-    choice = "balanced" if enough else "full"
+    way, choice = whole(source)
     if alike >= EVEN:
-        even = (
-            "adapting the late layers too hardly changes the predictions, so the classes seem to "
-            "be mixed as in the source."
-        )
-        return decided(whole, choice, moved, even)
-    stays = source.agreement(Balanced(1.0, 1).run(trial) if enough else full)
+        return decided(way, choice, moved, EVEN_LAYERS)
+    one_round = Balanced(1.0, 1).run(trial) if choice == "balanced" else full
+    stays = source.agreement(one_round)
     figures["source_agrees"] = stays
     skewed = "the classes seem to be mixed otherwise than in the source"
     if stays > SAME:
@@ -59,9 +53,19 @@ def decide_uncalibrated(trial: Trial, source: View) -> Decision:
     other = (
         "the source model predicts something else than any adapted one, so there is little to lose."
     )
-    return decided(whole, choice, moved, other)
+    return decided(way, choice, moved, other)
 
 
+def whole(view: View) -> tuple[Way, str]:
+    """Return the way to adapt all layers: classes counting alike, if there are images enough."""
+    n, k = view.probabilities.shape
+    return (Balanced(1.0, ROUNDS), "balanced") if n >= FEWEST * k else (Full(), "full")
+
+
+EVEN_LAYERS = (
+    "adapting the late layers too hardly changes the predictions, so the classes seem to be mixed "
+    "as in the source."
+)
 MOVED = "no mix of the source's classes would move the images' statistics so far."
 UNLIKE = "the images' statistics are typical of the source, but its predictions are not AdaBN's."
 TOO_FEW = "these are too few images to tell a change of domain from chance."
