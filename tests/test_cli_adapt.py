@@ -184,7 +184,7 @@ def test_safetensors_in_and_out(here: Path) -> None:
 def test_a_plain_torchvision_state_dict(here: Path) -> None:
     torch.manual_seed(0)
     torch.save(resnet18(num_classes=3).state_dict(), "plain.pth")
-    result = adapt(source="plain.pth")
+    result = adapt("--guard", "off", source="plain.pth")
     assert result.exit_code == 0, result.output
     note = "recognised torchvision:resnet18, 3 classes."
     assert result.output.count("ecognised") == result.output.count(f"Note: {note}\n") == 1
@@ -207,10 +207,11 @@ def test_a_plain_torchvision_state_dict(here: Path) -> None:
 def test_the_same_state_dict_as_training_in_parallel_wrote_it(here: Path) -> None:
     state = {f"module.{k}": v for k, v in resnet18(num_classes=3).state_dict().items()}
     torch.save({"epoch": 2, "state_dict": state}, "trained.pth")
-    result = adapt(source="trained.pth")
+    result = adapt("--guard", "off", source="trained.pth")
     assert result.exit_code == 0, result.output
     assert "Note: recognised torchvision:resnet18, 3 classes.\n" in result.output
-    named = adapt("--arch", "torchvision:resnet18", "--out", "named.pth", source="trained.pth")
+    arch = ["--arch", "torchvision:resnet18", "--guard", "off"]
+    named = adapt(*arch, "--out", "named.pth", source="trained.pth")
     assert "ecognised" not in named.output
     one, two = (torch.load(p, weights_only=True) for p in ("trained-adapted.pth", "named.pth"))
     assert [*one["state_dict"]] == [*state]

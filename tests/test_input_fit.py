@@ -220,7 +220,7 @@ def test_data_that_will_not_do() -> None:
 
 def test_models_and_loaders_that_will_not_do() -> None:
     model, x = colour()
-    with pytest.raises(EstimationError, match="through the data twice"):
+    with pytest.raises(EstimationError, match="through the data several times"):
         fit_input(model, iter([x]))
     with pytest.raises(EstimationError, match="no layer with data-set statistics"):
         fit_input(nn.Conv2d(3, 2, 1), [x])

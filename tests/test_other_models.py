@@ -142,6 +142,7 @@ def test_detection_with_frozen_batch_norm() -> None:
     assert not state.keys() <= model.state_dict().keys()
     torch.save({"model": state, "epoch": 1}, "x.pt")
     arguments = ["--arch-arg", "min_size=64", "--arch-arg", "max_size=64"]
+    arguments += ["--guard", "off"]
     run = adapt("--arch", "torchvision:fasterrcnn_resnet50_fpn", *arguments, *SMALL)
     assert run.exit_code == 0, run.output
     assert "gives no logits of classes or pixels, so nothing is scored" in run.output
@@ -162,7 +163,7 @@ def test_a_program_needs_no_source() -> None:
         warnings.simplefilter("ignore")  # of torch's own, on its own code
         program = torch.export.export(net, (torch.zeros(2, 3, 16, 16),))
         torch.export.save(program, "x.pt2")
-    prepared = ["--mean", "0.5", "--std", "0.5"]
+    prepared = ["--mean", "0.5", "--std", "0.5", "--guard", "off"]
     run = adapt(source="x.pt2")
     assert "give --mean, --std as in training" in run.output  # the size is the program's own
     run = adapt(*prepared, source="x.pt2")

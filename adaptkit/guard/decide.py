@@ -161,8 +161,11 @@ def decided_statistics(
         )
         given = seen.corrected(mix) if mix else seen
         return seen, given.blend(model, prior=prior) if prior else given
-    found = way.run(Trial(model, loader, prior=prior, keep=logits_alone, **options)).seen
-    return found.plain, None if isinstance(way, Source) else found.statistics
+    trial = Trial(model, loader, prior=prior, keep=logits_alone, **options)
+    if isinstance(way, Source):
+        return trial.run(trial.source).plain, None
+    found = way.run(trial).seen
+    return found.plain, found.statistics
 
 
 def _by_images_alone(trial: Trial, shift: float) -> Decision:
