@@ -236,6 +236,7 @@ class Job:
     long: tuple[int, ...] = (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_a_pool_keeps_the_jobs_order(capsys: pytest.CaptureFixture[str]) -> None:
     frame = harness.run_all([Job(3), Job(1), Job(2)], one_row)
     assert frame["seed"].tolist() == [3, 1, 2]

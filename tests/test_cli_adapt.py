@@ -204,6 +204,7 @@ def test_a_plain_torchvision_state_dict(here: Path) -> None:
     assert "accuracy" in set(pd.read_csv("plain-adapted.csv").metric)
 
 
+@pytest.mark.slow
 def test_the_same_state_dict_as_training_in_parallel_wrote_it(here: Path) -> None:
     state = {f"module.{k}": v for k, v in resnet18(num_classes=3).state_dict().items()}
     torch.save({"epoch": 2, "state_dict": state}, "trained.pth")

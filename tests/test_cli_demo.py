@@ -90,6 +90,7 @@ def test_statistics_do_not_depend_on_batches(folder: Path, tmp_path: Path) -> No
         torch.testing.assert_close(states[2][key], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_runs_again_over_its_own_files_and_spares_others(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
