@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from adaptkit.plotting import new_figure
 from benchmarks import figures, harness, methods
 from benchmarks.harness import Row, Target
 from benchmarks.images import CLASSES, named
+from benchmarks.label_shift import BALANCED, CLEAN, DIRICHLET, of_mix
 from benchmarks.methods import CALIBRATED, ENTROPY, EXACT, GUARD, NONE
 from benchmarks.nets import PLAIN, QUICK_STEPS, SMALL, STEPS, trained
 from benchmarks.spoiling import corrupt
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The images that the guard's constants were chosen on, and those that it is judged by.
 CHOSEN_ON, REPORTED = ("MNIST", "digits"), ("Fashion-MNIST", "colour digits")
-CLEAN, INVERT = "clean", "invert"
+INVERT = "invert"
 # Gains and offsets, with what of them clips, then what is neither.
 CORRUPTIONS = (
     CLEAN,
@@ -37,7 +37,6 @@ CORRUPTIONS = (
     "jpeg",
     "elastic",
 )
-BALANCED, DIRICHLET = "10 classes", "Dirichlet 0.5"
 MIXES = (BALANCED, "7 classes", "5 classes", "3 classes", "2 classes", "1 class", DIRICHLET)
 SIZES = (32, 200, 1500)
 SEVERITIES = (2, 3, 4, 5)
@@ -82,7 +81,7 @@ def one(job: Job) -> list[Row]:
     for number in rng.permutation(len(pairs))[: job.targets]:
         corruption, mix = pairs[number]
         size, severity = int(rng.choice(SIZES)), int(rng.choice(SEVERITIES))
-        index = drawn(images.test_y, mix, size, rng)
+        index = of_mix(images.test_y, mix, size, rng)
         x, y = harness.taken(images, index)
         spoilt = (
             1 - x
@@ -103,23 +102,6 @@ def one(job: Job) -> list[Row]:
         target = Target(job.images, spoilt, y, about)
         found += harness.rows(source, target, chosen, lambda out, _: {"choice": out.choice})
     return [{"seed": job.seed, "architecture": job.architecture, **row} for row in found]
-
-
-def drawn(labels: Tensor, mix: str, size: int, rng: np.random.Generator) -> Tensor:
-    """Return which images make a target of such a mix, in random order, none twice.
-
-    As many as there are of it: a class of small sets has fewer than `size`.
-    """
-    if mix == DIRICHLET:
-        shares = rng.dirichlet([0.5] * CLASSES)
-    else:
-        present = int(mix.split()[0])
-        shares = np.zeros(CLASSES)
-        shares[rng.permutation(CLASSES)[:present]] = 1 / present
-    members = [rng.permutation(np.flatnonzero(labels.numpy() == k)) for k in range(CLASSES)]
-    wanted = np.minimum(rng.multinomial(size, shares), [len(m) for m in members])
-    chosen = np.concatenate([m[:n] for m, n in zip(members, wanted, strict=True)])
-    return torch.from_numpy(rng.permutation(chosen))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -73,7 +73,11 @@ def drawn(labels: Tensor, mix: str, count: int, seed: int) -> Tensor:
     Of "3 classes" each of three that are drawn at random is as likely; Dirichlet 0.5 draws the
     shares of all ten.
     """
-    rng = np.random.default_rng([seed, MIXES.index(mix)])
+    return of_mix(labels, mix, count, np.random.default_rng([seed, MIXES.index(mix)]))
+
+
+def of_mix(labels: Tensor, mix: str, count: int, rng: np.random.Generator) -> Tensor:
+    """Return the same as it is drawn from `rng`; a class of few images gives what it has."""
     if mix == DIRICHLET:
         shares = rng.dirichlet([0.5] * CLASSES)
     else:

@@ -22,7 +22,7 @@ from . import options
     required=True,
     metavar="DIR",
     help="Class folders of the domain it was trained on; best of images that it was not "
-    "trained on. A few dozen of each class will do.",
+    "trained on. At most 1,000 of each class are taken.",
 )
 @click.option(
     "--out",

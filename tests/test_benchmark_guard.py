@@ -7,19 +7,20 @@ import torch
 
 from benchmarks import guard
 from benchmarks.images import CLASSES, MissingDataError, named
+from benchmarks.label_shift import of_mix
 from benchmarks.methods import CALIBRATED, EXACT, NONE
 
 
 @pytest.mark.parametrize(("mix", "present"), [("10 classes", 10), ("3 classes", 3), ("1 class", 1)])
 def test_targets_have_so_many_classes_and_no_image_twice(mix: str, present: int) -> None:
     labels = torch.arange(2000) % CLASSES
-    index = guard.drawn(labels, mix, 150, np.random.default_rng(0))
+    index = of_mix(labels, mix, 150, np.random.default_rng(0))
     assert len(index) == len(index.unique()) == 150
     assert len(labels[index].unique()) == present
 
 
 def test_a_class_of_few_images_gives_what_it_has() -> None:
-    index = guard.drawn(torch.arange(100) % CLASSES, "1 class", 1500, np.random.default_rng(0))
+    index = of_mix(torch.arange(100) % CLASSES, "1 class", 1500, np.random.default_rng(0))
     assert len(index) == 10
 
 

@@ -87,8 +87,8 @@ def split(statistics: Tensor) -> DomainTree:
 
     Domains show at the first norm layer, where a change of light, contrast, noise or blur moves all
     of an image's statistics, more than classes do. A change that is small against how images differ
-    anyhow is not seen, such as mild noise on textured images. Where a target has two classes alone
-    they can be taken for domains: they were in 9 of 120 such targets, and in 5 of 600 others.
+    anyhow is not seen, such as mild noise on textured images. Where a target has few classes they
+    can be taken for domains.
 
     Args:
         statistics: shape (N, D), as `FirstLayer.statistics` gives them: in units of the source's

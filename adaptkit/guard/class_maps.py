@@ -34,7 +34,7 @@ class MapShares(NamedTuple):
 class ClassMaps:
     """Mean inputs of each class, averaged down to 14 places an axis, less each channel's mean.
 
-    Where images are aligned (faces, digits, products, X-rays), these differ from class to class,
+    Where images are aligned, as digits and clothes are, these differ from class to class,
     and a gain and an offset in each channel do not change that. Where they are not, `error` says
     that they tell nothing.
 
