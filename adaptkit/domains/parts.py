@@ -9,7 +9,7 @@ import torch
 
 from adaptkit.batches import describe, inputs_of, take
 from adaptkit.errors import DataError
-from adaptkit.estimation.sampling import Skips, indices_of, narrowed
+from adaptkit.loaders import Skips, indices_of, narrowed
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""What samples a loader holds, and loaders of some of them, before anything is decoded."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
+
+
+@runtime_checkable
+class HasSubset(Protocol):
+    """A loader of a known number of samples that can be narrowed before anything is decoded."""
+
+    dataset: Any
+
+    def subset(self, indices: Sequence[int]) -> Iterable[Any]:
+        """Return a loader of these samples in this order."""
+        ...
+
+
+@runtime_checkable
+class Skips(Protocol):
+    """A loader that leaves out samples that cannot be read."""
+
+    def kept(self) -> list[int]:
+        """Return the positions in it of the samples that it yielded, after a pass."""
+        ...
+
+
+def indices_of(loader: Iterable[Any], seed: int) -> list[int] | None:
+    """Return the indices of a loader's samples in its data set; None where it has none to be had.
+
+    Of a loader that shuffles they are in the data set's order; a sampler of the user's own draws
+    them from `seed`.
+
+    >>> indices_of(DataLoader(range(3), shuffle=True), 0)  # type: ignore[arg-type]
+    [0, 1, 2]
+    """
+    if isinstance(loader, HasSubset):
+        return list(range(len(loader.dataset)))
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.dataset, IterableDataset)
+        or type(loader.batch_sampler) is not BatchSampler
+    ):
+        return None
+    sampler = (
+        loader.batch_sampler.sampler
+    )  # a loader made with batch_sampler= has another as its own
+    if isinstance(sampler, (SequentialSampler, RandomSampler)):
+        return list(range(len(loader.dataset)))  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return [int(i) for i in sampler]
+
+
+def narrowed(loader: Iterable[Any], indices: list[int], seed: int) -> Iterable[Any]:
+    """Return a loader of the samples at some of the indices that `indices_of` gave, in this order.
+
+    Args:
+        loader: for which `indices_of` is not None.
+        indices: in its data set.
+        seed: of what its workers draw.
+    """
+    if isinstance(loader, HasSubset):
+        return loader.subset(indices)
+    assert isinstance(loader, DataLoader)  # noqa: S101  indices_of gave None for all else
+    assert isinstance(loader.batch_sampler, BatchSampler)  # noqa: S101
+    workers: dict[str, Any] = {}
+    if loader.num_workers:
+        workers = {
+            "num_workers": loader.num_workers,
+            "prefetch_factor": loader.prefetch_factor,
+            "multiprocessing_context": loader.multiprocessing_context,
+            "worker_init_fn": loader.worker_init_fn,
+            "timeout": loader.timeout,
+        }
+    return DataLoader(
+        Subset(loader.dataset, indices),
+        batch_size=loader.batch_sampler.batch_size,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        generator=torch.Generator().manual_seed(seed),
+        **workers,
+    )
