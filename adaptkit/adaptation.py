@@ -7,9 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from adaptkit import norms
 from adaptkit.device import resolve_device
+from adaptkit.distributed import world
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import estimate
+from adaptkit.estimation.agreement import take_first
 from adaptkit.guard import Calibration, decide, decided_statistics
 from adaptkit.moments import Moments
 
@@ -32,6 +35,12 @@ def adapt(
     unbiased variance in their place, as `estimate` finds them. Labels are never read. This assumes
     that the target's class mix resembles the source's: where it does not, accuracy can fall, and
     `guard` is for that.
+
+    In a job of several processes, as `torchrun` starts one, call it in every process. Each reads a
+    part of the data, and all get the same statistics, those of one process on all of it: where the
+    loaders of all hold the same data set (a DistributedSampler or not), it is dealt out among them;
+    otherwise each one's loader is its own part. What the norm layers store in rank 0 is the
+    source's. `adaptkit.distributed.alone` keeps a call within one process.
 
     Args:
         model: any model with BatchNorm layers or others that store statistics.
@@ -57,6 +66,7 @@ def adapt(
         EstimationError: see `estimate`; or the guard is given a correction, a weight or an iterator
             that can be read once. The model's statistics are then unchanged.
         DataError: a batch is of a form that only `forward` could handle.
+        DistributedError: the processes of a job differ in code, model or arguments, or one failed.
 
     Source: AdaBN, Li et al. 2016, arXiv 1603.04779; `prior`: Schneider et al. 2020, arXiv
     2006.16971.
@@ -76,6 +86,7 @@ def adapt(
     if guard != "off":
         raise EstimationError(f"Expected guard to be 'off' or 'auto', got {guard!r}")
     statistics = estimate(adapted, loader, prior=prior, correction=correction, **options)
+    take_first(world(), adapted, norms.overwrite)
     if correction:
         statistics = statistics.corrected(correction)
     if prior:
@@ -99,6 +110,7 @@ def _guarded(
     alike = {name: options[name] for name in _OF_DECIDE if name in options}
     decision = decide(model, loader, calibration=calibration, prior=prior, **alike)
     _, statistics = decided_statistics(decision, model, loader, prior=prior, **options)
+    take_first(world(), model, norms.overwrite)
     return model if statistics is None else statistics.apply(model)
 
 

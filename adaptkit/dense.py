@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, describe, device_of, labels_of, to_device
+from adaptkit.distributed import Share, world
 from adaptkit.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -92,6 +93,8 @@ def evaluate_dense(
 ) -> DenseEvaluation:
     """Run a segmentation model over a loader in eval mode and count what it predicts.
 
+    In a job of several processes each runs it over its part, as in `adaptkit.evaluate`.
+
     Args:
         model: gives logits of shape (N, K, H, W), as a tensor or as the "out" or "logits" of a dict
             (torchvision's segmentation models give "out").
@@ -116,8 +119,9 @@ def evaluate_dense(
     predicted: list[Tensor] = []
     confusion: list[Tensor] = []
     sure: list[Tensor] = []
-    with norms.evaluating(model), torch.no_grad():
-        for batch in loader:
+    share = Share.of(loader, world())
+    with share.world.united(), norms.evaluating(model), torch.no_grad():
+        for batch in share:
             logits = _logits((forward or call)(model, to_device(batch, where)))
             classes = logits.shape[1]
             log_p = logits.float().log_softmax(1)
@@ -137,15 +141,18 @@ def evaluate_dense(
                 raise DataError("some batches have labels and others have none")
             if progress:
                 progress("evaluating", sum(map(len, predicted)), None)
-    if not predicted:
+    own = {}
+    if predicted:
+        both = torch.cat(sure, 1).numpy()
+        own = {"predicted": torch.cat(predicted).numpy(), "confidence": both[0], "entropy": both[1]}
+    if confusion:
+        own["confusion"] = torch.cat(confusion).numpy()
+    merged = share.merged(own)
+    if not merged:
         raise DataError("there is no data to evaluate on: the loader is empty")
-    both = torch.cat(sure, 1).numpy()
     return DenseEvaluation(
-        torch.cat(predicted).numpy(),
-        torch.cat(confusion).numpy() if confusion else None,
-        both[0],
-        both[1],
-        {name: norms.read(layer) for name, layer in norms.norm_layers(model).items()},
+        **{"confusion": None, **merged},
+        layers={name: norms.read(layer) for name, layer in norms.norm_layers(model).items()},
     )
 
 

@@ -32,6 +32,10 @@ class ModelError(AdaptkitError):
     """A model is not of a form that can be converted or measured as was asked."""
 
 
+class DistributedError(AdaptkitError):
+    """Processes that work together differ, failed, or lost touch with each other."""
+
+
 class DependencyError(AdaptkitError):
     """A package that only some of adaptkit needs is not installed."""
 

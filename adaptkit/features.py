@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
+from adaptkit.distributed import Share, world
 from adaptkit.errors import DataError
 
 
@@ -31,6 +32,8 @@ def features(
     """Return a layer's output for each sample, averaged over all dimensions but the first two.
 
     A linear layer's features come last: there, over those between the first and the last.
+
+    In a job of several processes each takes those of its part, and all get those of the whole.
 
     Args:
         model: run in eval mode on its own device, and left as it was.
@@ -57,15 +60,23 @@ def features(
     """
     where = device_of(model)
     found: list[NDArray[np.float32]] = []
-    with Tap(model, layer) as tap, norms.evaluating(model), torch.no_grad():
-        for batch in loader:
+    share = Share.of(loader, world())
+    with (
+        share.world.united(),
+        Tap(model, layer) as tap,
+        norms.evaluating(model),
+        torch.no_grad(),
+    ):
+        for batch in share:
             (forward or call)(model, to_device(batch, where))
             found.append(tap.take(None if forward else len(inputs_of(batch))))
             if progress:
                 progress("features", sum(map(len, found)), None)
-    if not any(map(len, found)):
+    vectors = share.merged({"features": np.concatenate(found)} if found else {})
+    every: NDArray[np.float32] | None = vectors.get("features")
+    if every is None or not len(every):
         raise DataError("there is no data to take features of: the loader is empty")
-    return np.concatenate(found)
+    return every
 
 
 class Tap:

@@ -1,7 +1,7 @@
 """Mean and variance per channel, with their standard errors, in a form that merges exactly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -230,6 +230,62 @@ class Moments:
         spread = s[2, 2] - 2 * sigma2 * s[0, 2] + sigma2.square() * s[0, 0]
         log_variance = (spread.clamp(min=0) * cluster).sqrt() / sigma2
         return mean, log_variance.where(sigma2 > 0, torch.nan)
+
+    def sums(self, center: Tensor) -> Tensor:
+        """Return these moments as numbers that add up over disjoint sets, for an all-reduce.
+
+        The count, the weight W, the number of samples, and for each channel, about its center c,
+
+            Σw(x − c) = W·(mean − c)        Σw(x − c)² = m2 + W·(mean − c)²
+
+        and the six entries on and above the diagonal of `scatter` about c.
+
+        Args:
+            center: shape (C,), float64, on this device: the same for all sets, and near the mean
+                (see `of_sums`).
+
+        Returns:
+            Shape (3 + 8·C,), float64.
+        """
+        shift = self.mean - center
+        squares = self.m2 if self.within else self.m2 + self.weight * shift.square()
+        scatter = _about(self.scatter, shift, self.within)
+        above = [scatter[i, j] for i in range(3) for j in range(i, 3)]
+        counts = self.mean.new_tensor([self.count, self.weight, self.samples])
+        return torch.cat([counts, self.weight * shift, squares, *above])
+
+    @classmethod
+    def of_sums(cls, sums: Tensor, center: Tensor, *, within: bool = False) -> "Moments":
+        """Return the moments that such sums are of; the inverse of `sums`.
+
+        With d = |mean − c| / σ the variance loses d² units of float64's last place, and the
+        standard errors d⁴: about 1e-8 of them up to d = 100. What is below float64's rounding of
+        the mean is no variance and counts as 0.
+
+        >>> x, c = torch.tensor([[1.0], [2.0], [6.0]]), torch.zeros(1, dtype=torch.float64)
+        >>> sums = Moments.of(x[:1]).sums(c) + Moments.of(x[1:]).sums(c)
+        >>> m = Moments.of_sums(sums, c)
+        >>> m.count, m.mean.tolist(), m.variance().tolist()
+        (3, [3.0], [7.0])
+        """
+        count, weight, samples = (float(v) for v in sums[:3])
+        if not weight:
+            return cls.empty(len(center), device=center.device)
+        first, squares, *above = sums[3:].view(8, -1)
+        shift = first / weight
+        mean = center + shift
+        m2 = squares if within else squares - weight * shift.square()
+        lost = 8 * torch.finfo(torch.float64).eps * (center.abs() + mean.abs())
+        m2 = torch.where(m2 <= weight * lost.square(), torch.zeros_like(m2), m2)
+        index = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
+        about_c = torch.stack([torch.stack([above[i] for i in row]) for row in index])
+        scatter = _about(about_c, -shift, within)
+        return cls(int(count), weight, mean, m2, int(samples), scatter, within)
+
+    def to(self, device: torch.device | str) -> "Moments":
+        """Return these moments on a device."""
+        tensors = (getattr(self, name).to(device) for name in ("mean", "m2", "scatter"))
+        return replace(self, **dict(zip(("mean", "m2", "scatter"), tensors, strict=True)))
 
     def is_finite(self) -> bool:
         """Whether every channel's mean and variance is a finite number."""

@@ -1,5 +1,6 @@
 """The certificate: an adapted model sees, at every norm layer, the moments that it stores."""
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, inputs_of, to_device
+from adaptkit.distributed import world
 from adaptkit.errors import EstimationError
 from adaptkit.estimation.precision import Precision, autocast
-from adaptkit.estimation.run import checked, prepared
+from adaptkit.estimation.run import checked, pool, prepared
 from adaptkit.estimation.sampling import draw, finite, regroup
 from adaptkit.moments import Moments, PerSample
 
@@ -76,29 +78,33 @@ def certify(
     >>> certify(net, data).worst > 0.1, certify(adapt(net, data), data).worst < 1e-5
     (True, True)
     """
-    model, chosen, where = prepared(model, layers, device)
-    batches = finite(draw(loader, checked(samples=samples), seed).batches, "skip", lambda _: None)
-    pieces = [to_device(b if forward else inputs_of(b), where) for b in batches]
-    if not pieces:
-        raise EstimationError("there is no data to certify with")
-    seen: dict[str, Moments] = {}
+    together = world()
+    with together.united():
+        model, chosen, where = prepared(model, layers, device)
+        wanted = checked(samples=samples)
+    drawn = finite(draw(loader, wanted, seed, together).batches, "skip", lambda _: None)
+    own: dict[str, Moments] = {}
 
     def note(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         here = Moments.pooled([PerSample.of(x)], within=norms.averages_instances(layer))
-        seen[name] = seen[name] + here if name in seen else here
+        own[name] = own[name] + here if name in own else here
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
-        for name, layer in chosen.items()
-    ]
-    try:
-        with norms.evaluating(model), torch.no_grad(), autocast(precision, where):
-            for piece in pieces if forward else regroup(pieces, _ROWS):
-                (forward or call)(model, piece)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with together.united(), contextlib.ExitStack() as undo:
+        for name, layer in chosen.items():
+            hook = layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+            undo.callback(hook.remove)
+        undo.enter_context(norms.evaluating(model))
+        undo.enter_context(torch.no_grad())
+        undo.enter_context(autocast(precision, where))
+        pieces = (to_device(b if forward else inputs_of(b), where) for b in drawn)
+        for piece in together.watched(pieces if forward else regroup(pieces, _ROWS)):
+            (forward or call)(model, piece)
+    seen: dict[str, Moments] = {}
+    for part in together.gather({name: moments.to("cpu") for name, moments in own.items()}):
+        pool(seen, part)
+    if not seen:
+        raise EstimationError("there is no data to certify with")
     errors = {name: _errors(*_due(chosen[name], name, statistics), x) for name, x in seen.items()}
     return Certificate({k: v[0] for k, v in errors.items()}, {k: v[1] for k, v in errors.items()})
 

@@ -15,6 +15,8 @@ from adaptkit.estimation.coroutine import Coroutine, current
 from adaptkit.moments import Moments, PerSample
 
 Settle = Callable[[str, Moments], tuple[Tensor, Tensor]]
+Stretch = Callable[[], tuple[str, Moments] | None]
+Merge = Callable[[int, Stretch], tuple[str, Moments] | None]
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -35,6 +37,7 @@ def lockstep(
     weight: Tensor | None = None,
     settle: Settle | None = None,
     visits: int | None = None,
+    merge: Merge | None = None,
     owned: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Moments]:
@@ -57,6 +60,9 @@ def lockstep(
         settle: gives the mean and variance that a layer normalises by, of its name and moments; by
             default they are the moments' own.
         visits: stop after so many visits to norm layers, if it is known that no more come.
+        merge: takes the number of a visit and a function that lets the micro-batches of this
+            process run to it, and returns the layer and its moments over those of all processes,
+            or None at the end. By default there is this process only.
         owned: layers whose input nothing else reads. Those of torch's own BatchNorm normalise in
             place: fresh memory costs more than the arithmetic.
         progress: called with the number of layers done.
@@ -91,9 +97,16 @@ def lockstep(
         members.update(running)
         for coroutine in running:
             undo.callback(coroutine.close)
-        while done != visits and (arrivals := _advance(running)):
+
+        def stretch() -> tuple[str, Moments] | None:
+            arrivals = _advance(running)
+            if not arrivals:
+                return None
             name = arrivals[0].layer
-            here = _pooled(name, layers[name], [a.moments for a in arrivals], weight)
+            return name, _pooled(name, layers[name], [a.moments for a in arrivals], weight)
+
+        while done != visits and (step := merge(done, stretch) if merge else stretch()):
+            name, here = step
             found[name] = found[name] + here if name in found else here
             _check(name, found[name])
             norms.replace(layers[name], *(settle or as_found)(name, found[name]))

@@ -11,8 +11,10 @@ from adaptkit.errors import EstimationError
 DEFAULT_SHARE = 0.5  # of what is free when estimation starts
 
 
-def allowed(memory: int | None, device: torch.device) -> int:
+def allowed(memory: int | None, device: torch.device, sharers: int = 1) -> int:
     """Return `memory` in bytes, or by default half of what is free on `device`.
+
+    By default `sharers` processes that compute there part it among them.
 
     Raises:
         EstimationError: `memory` is not positive.
@@ -21,7 +23,7 @@ def allowed(memory: int | None, device: torch.device) -> int:
     10
     """
     if memory is None:
-        return int(_free(device) * DEFAULT_SHARE)
+        return int(_free(device) * DEFAULT_SHARE / sharers)
     if memory <= 0:
         raise EstimationError(f"Expected memory to be a positive number of bytes, got {memory}")
     return memory

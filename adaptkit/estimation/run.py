@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
-from adaptkit.errors import EstimationError
+from adaptkit.distributed import ALONE, World, world
+from adaptkit.errors import EstimationError, few
 from adaptkit.estimation import heap
+from adaptkit.estimation.agreement import agree, neighbours, take_first
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.memory import allowed
+from adaptkit.estimation.merging import Merging
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
 from adaptkit.estimation.sample import Sample, Weight, bytes_of, size_of, weights_of
@@ -121,33 +124,55 @@ def estimate(
     >>> statistics["0"].mean.tolist(), statistics["0"].variance().tolist()
     ([2.0, 2.0], [4.0, 3.0])
     """
-    wanted = checked(mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad, prior=prior)
-    if correction is not None and mode == "stream":
-        raise EstimationError("Expected a correction with mode 'exact', got 'stream'")
-    model, chosen_layers, where = prepared(model, layers, device)
-    chosen = draw(loader, wanted, seed)
+    together = world()
+    with together.united():
+        wanted = checked(
+            mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad, prior=prior
+        )
+        if correction is not None and mode == "stream":
+            raise EstimationError("Expected a correction with mode 'exact', got 'stream'")
+        model, chosen_layers, where = prepared(model, layers, device)
+    alike = {"mode": mode, "samples": samples, "tolerance": tolerance, "prior": prior, "seed": seed}
+    agree(together, model, chosen_layers, alike | {"on_bad": on_bad, "precision": precision})
+    chosen = draw(loader, wanted, seed, together)
     dropped: list[int] = []
     sample = Sample(
-        pieces(finite(chosen.batches, on_bad, dropped.append), where, forward, weight),
+        together.watched(
+            pieces(finite(chosen.batches, on_bad, dropped.append), where, forward, weight)
+        ),
         tensors=forward is None,
     )
     engine = Engine(
-        model, chosen_layers, forward or call, memory, where, precision, progress, prior, correction
+        model,
+        chosen_layers,
+        forward or call,
+        memory,
+        where,
+        precision,
+        progress,
+        prior,
+        correction,
+        together,
     )
     with norms.evaluating(model), heap.kept(where):
-        sample.grow(1)
-        if not sample.count:
-            raise EstimationError(no_data(sum(dropped)))
-        total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
+        take_first(together, model)
+
+        def look() -> tuple[int, int]:
+            sample.grow(1)
+            return sample.count, sum(dropped)
+
+        counts = together.together(look)
+        if not any(count for count, _ in counts):
+            raise EstimationError(no_data(sum(bad for _, bad in counts)))
         if mode == "stream":
-            found = engine.stream(sample, total)
+            found = engine.stream(sample, chosen.most)
         else:
-            found = engine.exact(sample, total, tolerance)
+            found = engine.exact(sample, chosen.most, tolerance)
     return replace(
         found,
         available=chosen.available,
         random=chosen.random,
-        dropped=sum(dropped),
+        dropped=sum(together.gather(sum(dropped))),
         unvisited=tuple(name for name in chosen_layers if name not in found),
     )
 
@@ -165,80 +190,138 @@ class Engine:
     progress: Progress | None
     prior: float
     correction: Settle | None
+    world: World = ALONE
     rows: int = 1  # of a micro-batch
 
     def exact(self, sample: Sample, total: int | None, tolerance: float | None) -> Statistics:
-        """Run all samples in lockstep; with a tolerance, ever more until it is met."""
+        """Run all samples in lockstep; with a tolerance, ever more until it is met.
+
+        `total` is how many this process has at most.
+        """
         seen, limit = self.look(sample)
         most = limit if total is None else min(limit, total)
-        goal = most if tolerance is None else FIRST_SAMPLES
+        goal = None if tolerance is None else FIRST_SAMPLES
         while True:
-            sample.grow(min(goal, most), self._reading(total))
+            here = min(most, most if goal is None else self.world.part(goal))
+
+            def read(here: int = here) -> tuple[int, bool]:
+                sample.grow(here, self._reading(total))
+                return sample.count, here < most and not sample.ended
+
+            states = self.world.together(read)
+            count = sum(held for held, _ in states)
             with self.autocast():
-                found = self._lockstep(sample, seen, self.prior)
-            statistics = Statistics(found, sample.count, mode="exact", tolerance=tolerance)
+                found = self._lockstep(sample, seen, count, self.prior)
+            statistics = Statistics(found, count, mode="exact", tolerance=tolerance)
             met = tolerance is None or max(statistics.errors().values()) <= tolerance
-            if met or sample.ended or goal >= most:
+            if met or goal is None or not any(more for _, more in states):
                 break
             goal *= 2
-        limited = not (met and tolerance is not None) and most == limit and not sample.ended
-        if limited:
+        stopped = not (met and tolerance is not None) and most == limit and not sample.ended
+
+        def left_out() -> bool:
             have = sample.count
-            sample.grow(have + 1)
-            limited = sample.count > have  # there was more to be had
-        return replace(statistics, limited=limited)
+            if stopped:
+                sample.grow(have + 1)
+            return sample.count > have
+
+        return replace(statistics, limited=any(self.world.together(left_out)))
 
     def stream(self, sample: Sample, total: int | None) -> Statistics:
-        """Run chunk after chunk in lockstep, each by itself, and pool their moments."""
+        """Run chunk after chunk in lockstep, each by itself, and pool their moments.
+
+        Of several processes each does so by itself, and what they found is pooled at the end.
+        """
         seen, limit = self.look(sample)
         chunk = max(2, min(STREAM_CHUNK, limit))
+        fewest = 2 if self.world.size > 1 else 1
+
+        def part() -> tuple[dict[str, Moments], int]:
+            own, count = replace(self, world=ALONE)._streamed(sample, seen, chunk, total, fewest)
+            return {name: moments.to("cpu") for name, moments in own.items()}, count
+
+        every = self.world.together(part)
+        found: dict[str, Moments] = {}
+        for own, _ in every:
+            pool(found, own)
+        if not found:
+            raise EstimationError("each process has one sample, and streaming needs two in one")
+        return Statistics(found, sum(count for _, count in every), mode="stream")
+
+    def _streamed(
+        self, sample: Sample, seen: Probe, chunk: int, total: int | None, fewest: int
+    ) -> tuple[dict[str, Moments], int]:
         found: dict[str, Moments] = {}
         count = 0
         while not sample.ended and (total is None or count < total):
             left = chunk if total is None else min(chunk, total - count)
             sample.grow(left)
-            if count and sample.count < 2:  # a last sample alone has no variance in every layer
+            # A last sample alone has no variance in every layer.
+            if sample.count < (2 if count else fewest):
                 break
-            if sample.count:
-                with self.autocast():
-                    for name, moments in self._lockstep(sample, seen).items():
-                        found[name] = found[name] + moments if name in found else moments
+            with self.autocast():
+                pool(found, self._lockstep(sample, seen, sample.count))
             count += sample.count
             sample.clear()
             if self.progress:
                 self.progress("streaming", count, total)
-        return Statistics(found, count, mode="stream")
+        return found, count
 
     def look(self, sample: Sample) -> tuple[Probe, int]:
-        """Return what a small forward shows, and how many samples memory allows."""
+        """Return what a small forward shows, and how many samples memory allows this process."""
+        sharers = neighbours(self.world, self.where)
+        memory = 0
+
+        def probed() -> Probe | None:
+            nonlocal memory
+            memory = allowed(self.memory, self.where, sharers)
+            return self._probed(sample) if sample.count else None
+
+        every = self.world.together(probed)
+        seen = every[self.world.rank] or next(seen for seen in every if seen)
+        for rank, other in enumerate(every):
+            if other and other.visits != seen.visits:
+                raise EstimationError(
+                    f"batches of rank {rank} pass other norm layers than those of rank "
+                    f"{self.world.rank}: {few(other.visits)} for {few(seen.visits)}"
+                )
+        if not seen.visits:
+            raise EstimationError(
+                "no sample passed a norm layer with statistics: does forward= use the model?"
+            )
+        if not sample.count:
+            return seen, 0
+        rows = sample.first(2)
+        size = size_of(rows)
+        each = max(1, (seen.waiting + bytes_of(rows)) // size)
+        while_running = max(1, (seen.running - seen.waiting) // size)
+        memory = int(memory / SLACK) - min(KERNELS_BYTES, memory // 8)
+        most = min(MICRO_BATCH_BYTES // each, memory // 8 // while_running, MOST_IN_MICRO_BATCH)
+        self.rows = max(1, most)
+        return seen, max((memory - while_running * self.rows) // each, 2)
+
+    def _probed(self, sample: Sample) -> Probe:
         try:
-            seen = self._probe(sample)
+            return self._probe(sample)
         except RuntimeError as error:
             if "view size is not compatible" not in str(error):
                 raise
             # The model calls view() on its feature maps, which channels-last ones refuse.
             sample.lay_out(torch.contiguous_format)
-            seen = self._probe(sample)
-        few = sample.first(2)
-        if not seen.visits:
-            raise EstimationError(
-                "no sample passed a norm layer with statistics: does forward= use the model?"
-            )
-        size = size_of(few)
-        each = max(1, (seen.waiting + bytes_of(few)) // size)
-        while_running = max(1, (seen.running - seen.waiting) // size)
-        memory = allowed(self.memory, self.where)
-        memory = int(memory / SLACK) - min(KERNELS_BYTES, memory // 8)
-        rows = min(MICRO_BATCH_BYTES // each, memory // 8 // while_running, MOST_IN_MICRO_BATCH)
-        self.rows = max(1, rows)
-        return seen, max((memory - while_running * self.rows) // each, 2)
+            return self._probe(sample)
 
     def _probe(self, sample: Sample) -> Probe:
         with self.autocast():
             return probe(self.model, self.layers, sample.first(2), self.forward)
 
-    def _lockstep(self, sample: Sample, seen: Probe, prior: float = 0) -> dict[str, Moments]:
+    def _lockstep(
+        self, sample: Sample, seen: Probe, count: int, prior: float = 0
+    ) -> dict[str, Moments]:
+        """Run what is held; `count` are held by all processes."""
         report = self.progress
+        all_passed = set(seen.visits) == set(self.layers)
+        alone = self.world.size == 1
+        merging = Merging(self.world, self.layers, seen.visits, idle=not sample.count)
         with norms.restoring(self.model):  # what a prior blends with is the source's in every round
             return lockstep(
                 self.model,
@@ -246,10 +329,11 @@ class Engine:
                 sample.micro_batches(self.rows),
                 self.forward,
                 weight=sample.weights(),
-                settle=self._blended(sample.count / (sample.count + prior)),
+                settle=self._blended(count / (count + prior)),
+                merge=None if alone else merging,
                 owned=() if self._watched() else seen.owned,
                 # A layer that the probe did not pass may still come for other samples.
-                visits=len(seen.visits) if set(seen.visits) == set(self.layers) else None,
+                visits=len(seen.visits) if all_passed else None,
                 progress=report and (lambda done: report("estimating", done, len(self.layers))),
             )
 
@@ -270,6 +354,12 @@ class Engine:
     def _reading(self, total: int | None) -> Callable[[int], None] | None:
         report = self.progress
         return report and (lambda count: report("reading", count, total))
+
+
+def pool(found: dict[str, Moments], more: Mapping[str, Moments]) -> None:
+    """Add more moments, by layer, to those that were found before."""
+    for name, moments in more.items():
+        found[name] = found[name] + moments if name in found else moments
 
 
 def checked(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from adaptkit.batches import inputs_of, take
+from adaptkit.batches import inputs_of, take, to_device
+from adaptkit.distributed import World
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation.sampling import regroup
 
@@ -68,6 +69,22 @@ class Sample:
     def _laid_out(self, batch: Any) -> Any:
         images = self.tensors and batch.ndim == 4
         return batch.contiguous(memory_format=self.layout) if images else batch
+
+    def of_all(self, world: World, where: torch.device) -> "Sample":
+        """Return what all processes hold, in the order in which one process would have read it."""
+        own = [to_device(batch, torch.device("cpu")) for batch in self._batches]
+        every = world.gather((own, self.count))
+        held = Sample(iter(()), self.tensors, self.layout, sum(n for _, n in every), ended=True)
+        parts = [batch for batches, _ in every for batch in batches]
+        if self.tensors and len({(b.shape[1:], b.dtype) for b in parts}) == 1:
+            places = [
+                place * world.size + rank
+                for rank, (_, count) in enumerate(every)
+                for place in range(count)
+            ]
+            parts = [torch.cat(parts)[torch.tensor(places).argsort()]]
+        held._batches += [held._laid_out(to_device(batch, where)) for batch in parts]
+        return held
 
     def first(self, rows: int) -> Any:
         """Return a few rows of the first batch; all of it if it is not a tensor."""

@@ -8,33 +8,52 @@ import torch
 from torch import Tensor
 
 from adaptkit.batches import inputs_of, take
+from adaptkit.distributed import ALONE, Whole, World
 from adaptkit.errors import DataError, EstimationError
-from adaptkit.loaders import indices_of, narrowed
+from adaptkit.loaders import narrowed
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The batches to estimate from; `available` samples were on offer (None: unknown)."""
+    """The batches to estimate from.
+
+    Args:
+        batches: of this process.
+        most: how many samples they hold at most; None if that cannot be known.
+        available: how many samples were on offer in all processes; None if that cannot be known.
+        random: whether they are a random subset of those.
+    """
 
     batches: Iterable[Any]
+    most: int | None
     available: int | None
     random: bool
 
 
-def draw(loader: Iterable[Any], samples: int | None, seed: int) -> Draw:
+def draw(loader: Iterable[Any], samples: int | None, seed: int, world: World = ALONE) -> Draw:
     """Choose `samples` of a loader's samples, or all for None.
 
     Where the loader's data set can be indexed, the choice is a random subset, drawn from `seed`
     before anything is decoded, and no sample is lost to `drop_last`. A plain iterable gives its
     first samples, whatever its order.
+
+    Of several processes with the same data set (see `Whole`) each gets its part of the choice that
+    one would make; of those with data of their own the choice is among all. Each plain iterable
+    gives its share of `samples`.
     """
-    indices = indices_of(loader, seed)
-    if indices is None:
-        return Draw(_first(loader, samples), None, random=False)
+    whole = Whole.of(loader, seed, world)
+    if whole.counts is None or whole.indices is None or whole.total is None:
+        part = None if samples is None else world.part(samples)
+        return Draw(_first(loader, part), part, None, random=False)
     # A random order too, so that whoever stops early (memory) still has a random subset.
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-    subset = [indices[i] for i in order[:samples].tolist()]
-    return Draw(narrowed(loader, subset, seed), len(indices), random=True)
+    order = torch.randperm(whole.total, generator=torch.Generator().manual_seed(seed))[:samples]
+    if whole.same:
+        mine = order[world.rank :: world.size]
+    else:
+        start = sum(whole.counts[: world.rank])
+        mine = order[(order >= start) & (order < start + whole.counts[world.rank])] - start
+    subset = [whole.indices[i] for i in mine.tolist()]
+    return Draw(narrowed(loader, subset, seed), len(subset), whole.total, random=True)
 
 
 def finite(batches: Iterable[Any], on_bad: str, dropped: Callable[[int], None]) -> Iterator[Any]:
@@ -94,6 +113,8 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _first(loader: Iterable[Any], samples: int | None) -> Iterator[Any]:
+    if samples == 0:
+        return
     seen = 0
     for batch in loader:
         try:

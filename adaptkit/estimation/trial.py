@@ -1,7 +1,7 @@
 """A sample in memory, on which a model is tried with one set of statistics after another."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call
+from adaptkit.distributed import World, world
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import heap
+from adaptkit.estimation.agreement import agree
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.run import Engine, Progress, checked, no_data, pieces, prepared
@@ -50,7 +52,8 @@ class Trial:
     """Runs a model over one sample as often as wanted, each time with other statistics.
 
     As `estimate` does, in one forward each, but to the end, and with what comes out. The data is
-    read once; the model is left as it was after every run.
+    read once; the model is left as it was after every run. In a job of several processes each reads
+    its part of the sample and holds all of it: a run needs no other process.
 
     Args:
         model: with layers that store data-set statistics.
@@ -83,27 +86,57 @@ class Trial:
         progress: Progress | None = None,
         keep: Callable[[Any], Any] | None = None,
     ) -> None:
-        wanted = checked(samples=samples, on_bad=on_bad, prior=prior)
-        self.model, self.layers, self._where = prepared(model, layers, device)
+        together = world()
+        with together.united():
+            wanted = checked(samples=samples, on_bad=on_bad, prior=prior)
+            self.model, self.layers, self._where = prepared(model, layers, device)
+        alike = {"samples": samples, "prior": prior, "seed": seed, "on_bad": on_bad}
+        agree(together, self.model, self.layers, alike | {"precision": precision})
         self.stored = {name: norms.read(layer) for name, layer in self.layers.items()}
         self._forward, self._prior, self._keep = forward or call, prior, keep
-        chosen = draw(loader, wanted, seed)
+        chosen = draw(loader, wanted, seed, together)
         dropped: list[int] = []
-        read = pieces(finite(chosen.batches, on_bad, dropped.append), self._where, forward, None)
-        self._sample = Sample(read, tensors=forward is None)
+        self._sample = Sample(
+            together.watched(
+                pieces(finite(chosen.batches, on_bad, dropped.append), self._where, forward, None)
+            ),
+            tensors=forward is None,
+        )
         self._engine = Engine(
             self.model, self.layers, self._forward, memory, self._where, precision, None, 0, None
         )
-        total = chosen.available if wanted is None else min(wanted, chosen.available or wanted)
+        share = self._room(together, dropped)
+        most = share if chosen.most is None else min(share, chosen.most)
+
+        def read() -> None:
+            self._sample.grow(
+                most, lambda count: progress and progress("reading", count, chosen.most)
+            )
+
+        with together.united():
+            read()
+        if together.size > 1:
+            self._sample = self._sample.of_all(together, self._where)
+        self._available, self._random = chosen.available, chosen.random
+        self._dropped = sum(together.gather(sum(dropped)))
+        self._limited = any(together.gather(chosen.most is not None and share < chosen.most))
+
+    def _room(self, together: World, dropped: list[int]) -> int:
+        """Return how many samples of its own this process may hold.
+
+        Each holds those of all: the choice that is made on them then needs no other process.
+        """
+        engine = replace(self._engine, world=together)
         with norms.evaluating(self.model), heap.kept(self._where):
-            self._sample.grow(1)
-            if not self._sample.count:
-                raise EstimationError(no_data(sum(dropped)))
-            _, limit = self._engine.look(self._sample)
-        most = limit if total is None else min(limit, total)
-        self._sample.grow(most, lambda count: progress and progress("reading", count, total))
-        self._available, self._random, self._dropped = chosen.available, chosen.random, dropped
-        self._limited = total is not None and limit < total
+            with together.united():
+                self._sample.grow(1)
+            counts = together.gather((self._sample.count, sum(dropped)))
+            if not any(count for count, _ in counts):
+                raise EstimationError(no_data(sum(bad for _, bad in counts)))
+            _, limit = engine.look(self._sample)
+        self._engine.rows = engine.rows
+        limits = together.gather(limit if self._sample.count else None)
+        return together.part(min(limit for limit in limits if limit is not None))
 
     def __len__(self) -> int:
         return self._sample.count
@@ -161,7 +194,7 @@ class Trial:
             available=self._available,
             random=self._random,
             limited=self._limited,
-            dropped=sum(self._dropped),
+            dropped=self._dropped,
             unvisited=tuple(name for name in self.layers if name not in moments),
         )
         return Seen(plain, settled, [outputs[id(batch)] for batch in batches], features)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward
+from adaptkit.distributed import world
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation import Progress, Statistics, estimate
 from adaptkit.estimation.precision import Precision
@@ -49,6 +50,9 @@ def decide(
     progress: Progress | None = None,
 ) -> Decision:
     """Decide without labels whether a model gains by the target's statistics, and by which.
+
+    In a job of several processes (see `adaptkit.distributed`) all get the first one's decision, on
+    a sample of the data of all.
 
     With a calibration the choice is among the source's statistics, plain AdaBN, and statistics
     corrected for the target's mix of classes, which is estimated (see `ClassMix`). Without one it
@@ -97,6 +101,15 @@ def decide(
         progress=progress,
         keep=logits_alone,
     )
+    together = world()
+    with together.united():
+        found = _decided(trial, calibration, shares)
+    return together.first(found)
+
+
+def _decided(
+    trial: Trial, calibration: Calibration | None, shares: Tensor | Sequence[float] | None
+) -> Decision:
     if shares is not None and calibration is None:
         raise EstimationError("known shares of classes need a calibration to be used")
     seen = trial.run(trial.source)
@@ -162,10 +175,11 @@ def decided_statistics(
         given = seen.corrected(mix) if mix else seen
         return seen, given.blend(model, prior=prior) if prior else given
     trial = Trial(model, loader, prior=prior, keep=logits_alone, **options)
-    if isinstance(way, Source):
-        return trial.run(trial.source).plain, None
-    found = way.run(trial).seen
-    return found.plain, found.statistics
+    together = world()
+    with together.united():
+        keeps = isinstance(way, Source)
+        found = trial.run(trial.source) if keeps else way.run(trial).seen
+    return together.first((found.plain, None if keeps else found.statistics))
 
 
 def _by_images_alone(trial: Trial, shift: float) -> Decision:

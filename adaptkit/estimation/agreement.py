@@ -1,0 +1,84 @@
+"""That several processes estimate the same thing: the same code, model and arguments."""
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptkit import __version__, norms
+from adaptkit.distributed import World
+from adaptkit.errors import EstimationError
+
+
+def agree(
+    world: World, model: nn.Module, layers: Mapping[str, nn.Module], arguments: Mapping[str, Any]
+) -> None:
+    """Make sure that all processes have the same code, model and arguments.
+
+    What the norm layers store need not be the same: training leaves each process of a job with its
+    own, and the first one's are taken (`take_first`).
+
+    Raises:
+        DistributedError: they have not; it names what differs.
+        EstimationError: the model's parameters are themselves dealt out over processes.
+    """
+    if world.size == 1:
+        return
+    with world.united():
+        facts = {
+            "adaptkit": __version__,
+            "torch": torch.__version__,
+            **{name: repr(value) for name, value in arguments.items()},
+            "layers": ", ".join(layers),
+            **_checksums(model),
+        }
+    world.agree(facts, "start all with the same code, checkpoint and arguments")
+
+
+def take_first(
+    world: World,
+    model: nn.Module,
+    put: Callable[[nn.Module, Tensor, Tensor], None] = norms.replace,
+) -> None:
+    """Give a model's norm layers what they store in the first process."""
+    if world.size == 1:
+        return
+    layers = norms.norm_layers(model)
+    own = [norms.read(layer) for layer in layers.values()]
+    first = world.first([(stored.mean.cpu(), stored.variance.cpu()) for stored in own])
+    for layer, (mean, variance) in zip(layers.values(), first, strict=True):
+        put(layer, mean, variance)
+
+
+def neighbours(world: World, where: torch.device) -> int:
+    """Return how many of the processes compute on the same device as this one, itself included."""
+    here = socket.gethostname(), str(where)
+    return world.gather(here).count(here)
+
+
+def _checksums(model: nn.Module) -> dict[str, int]:
+    """Return name -> the sum of a tensor's bytes as whole numbers; the same on every device."""
+    statistics = {
+        f"{name}.{buffer}".lstrip(".")
+        for name in norms.norm_layers(model)
+        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    found = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if hasattr(tensor, "device_mesh"):
+            raise EstimationError(
+                f"{name} is dealt out over processes (FSDP, DTensor), and estimation needs a whole "
+                f"model in each: gather its state dict and load that into a plain model"
+            )
+        if name not in statistics and tensor.layout is torch.strided and tensor.numel():
+            found[f"checksum of {name}"] = _checksum(tensor)
+    return {name: int(value) for name, value in found.items()}
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.detach().resolve_conj().contiguous().reshape(-1)
+    flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+    return flat.view(whole[flat.element_size()]).sum(dtype=torch.int64)
