@@ -40,6 +40,10 @@ class DependencyError(AdaptkitError):
     """A package that only some of adaptkit needs is not installed."""
 
 
+class Stopped(BaseException):
+    """The process was told to end, as a launcher does when another one of its job has died."""
+
+
 def few(names: Sequence[Any], most: int = 3) -> str:
     """Return the first of some names found in a file, as a piece of one line.
 

@@ -1,5 +1,6 @@
 """The `adaptkit` command. Nothing here imports torch before a command needs it."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 import click
 
 from adaptkit import __version__
-from adaptkit.errors import AdaptkitError
+from adaptkit.errors import AdaptkitError, Stopped
 
 from .adapt import adapt
 from .apply import apply
@@ -19,6 +20,23 @@ from .report import report
 from .shift import shift
 
 INTERRUPTED = 130
+STOPPED = 143
+_OVER_PROCESSES = ("adapt", "shift")  # commands that a launcher may start several times, as one
+
+
+def _launched() -> bool:
+    """Whether torchrun started this process, and others with it."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _say(text: str) -> None:
+    """Print an error; of the processes of a job one does."""
+    if _launched():
+        from adaptkit.distributed.launch import speaks
+
+        if not speaks():
+            return
+    click.echo(text, err=True)
 
 
 class _Group(click.Group):
@@ -53,12 +71,20 @@ class _Group(click.Group):
         except (click.Abort, KeyboardInterrupt):
             if not standalone_mode:
                 raise
-            click.echo("Interrupted.", err=True)
+            _say("Interrupted.")
             code = INTERRUPTED
+        except Stopped:
+            if not standalone_mode:
+                raise
+            _say(
+                "Error: stopped from outside, as a launcher does when a process of its job has "
+                "ended."
+            )
+            code = STOPPED
         except click.ClickException as error:
             if not standalone_mode:
                 raise
-            click.echo("Error: " + " ".join(error.format_message().split()), err=True)
+            _say("Error: " + " ".join(error.format_message().split()))
             code = error.exit_code
         if not standalone_mode:
             return code
@@ -81,6 +107,10 @@ def main(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    elif _launched() and ctx.invoked_subcommand not in _OVER_PROCESSES:
+        raise click.ClickException(
+            f"`adaptkit {ctx.invoked_subcommand}` works in one process: start it without torchrun"
+        )
 
 
 main.add_command(adapt)

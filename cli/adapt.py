@@ -148,11 +148,12 @@ from . import options
 @options.preparation
 @options.source_data
 @options.reading
+@options.dist_timeout
 @options.force
 @options.seed
 @options.as_json
 @options.quiet
-def adapt(quiet: bool, as_json: bool, **arguments: Any) -> None:
+def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> None:
     """Adapt a trained model to unlabelled images of a new domain.
 
     Re-estimates its normalisation statistics on them (AdaBN), or restyles them to
@@ -169,14 +170,16 @@ def adapt(quiet: bool, as_json: bool, **arguments: Any) -> None:
       source-adapted.pt
       ...
     """
+    from adaptkit.distributed.launch import joined
+
     from .terminal import print_run, progress
 
-    with progress(quiet=quiet) as report_progress:
+    with joined(dist_timeout) as world, progress(quiet=quiet or world.rank > 0) as watch:
         from adaptkit.pipeline import adapt_folder
 
-        run = adapt_folder(
-            **{**arguments, "layers": arguments["layers"] or None}, progress=report_progress
-        )
+        run = adapt_folder(**{**arguments, "layers": arguments["layers"] or None}, progress=watch)
+    if world.rank > 0:
+        return
     if as_json:
         click.echo(run.report.to_json(), nl=False)
     elif not quiet:

@@ -182,6 +182,18 @@ def source_data(function: F) -> F:
     )(function)
 
 
+def dist_timeout(function: F) -> F:
+    """--dist-timeout: how long the processes of a job wait for one that is silent."""
+    return click.option(
+        "--dist-timeout",
+        type=click.FloatRange(min=1),
+        default=600,
+        show_default=True,
+        metavar="SECONDS",
+        help="Under torchrun: give up on a process without a sign of life for so long.",
+    )(function)
+
+
 def reading(function: F) -> F:
     """--device, --batch-size, --workers, --skip-bad: how folders of images are read and run."""
     for option in reversed(

@@ -47,11 +47,12 @@ from . import options
 @options.arch
 @options.preparation
 @options.reading
+@options.dist_timeout
 @options.force
 @options.seed
 @options.as_json
 @options.quiet
-def shift(quiet: bool, as_json: bool, **arguments: Any) -> None:
+def shift(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> None:
     """Measure how far images lie from what a model was trained on.
 
     Without source data: layer by layer, from the statistics that the model
@@ -61,12 +62,16 @@ def shift(quiet: bool, as_json: bool, **arguments: Any) -> None:
     \b
     $ adaptkit shift --model source.pt --target target/ --source-data source/
     """
+    from adaptkit.distributed.launch import joined
+
     from .terminal import print_shift, progress
 
-    with progress(quiet=quiet) as report_progress:
+    with joined(dist_timeout) as world, progress(quiet=quiet or world.rank > 0) as watch:
         from adaptkit.pipeline import shift_folders
 
-        run = shift_folders(**arguments, progress=report_progress)
+        run = shift_folders(**arguments, progress=watch)
+    if world.rank > 0:
+        return
     if as_json:
         click.echo(run.report.to_json(), nl=False)
     elif not quiet:

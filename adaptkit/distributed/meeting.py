@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.distributed.distributed_c10d import Store
 
-from adaptkit.errors import DistributedError
+from adaptkit.errors import DistributedError, Stopped
 
 HINT = (
     "every process has to make the same calls: adapt, estimate, evaluate and such on every rank, "
@@ -18,10 +18,6 @@ _BEAT = 0.5  # seconds between two signs of life
 _WORD = 2.0  # seconds in which the others say that they live, once something failed
 
 _meetings: Counter[str] = Counter()  # of each group so far: the same number on all its processes
-
-
-class Stopped(BaseException):
-    """The process was told to end, as a launcher does when another one of its job has died."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
-from adaptkit.distributed.meeting import Meeting, Stopped
-from adaptkit.errors import AdaptkitError, DistributedError, shown
+from adaptkit.distributed.meeting import Meeting
+from adaptkit.errors import AdaptkitError, DistributedError, Stopped, shown
 
 T = TypeVar("T")
 

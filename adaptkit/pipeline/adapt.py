@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from adaptkit.checkpoint import Checkpoint, checkpoint_files, output_paths
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
+from adaptkit.distributed import world
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation import Certificate, Statistics
 from adaptkit.estimation import certify as certified
@@ -26,6 +27,7 @@ from adaptkit.pipeline.common import (
     Clock,
     Outputs,
     Progress,
+    agree,
     command_line,
     record,
     refuse_too_many_bad,
@@ -119,7 +121,9 @@ def adapt_folder(
     """Adapt a checkpoint to a folder of images; write the adapted checkpoint and the report.
 
     Reads `source` and `target`, evaluates, estimates, evaluates again, and only then writes: all
-    files or none.
+    files or none. In a job of several processes (see `adaptkit.distributed`) call it in each, with
+    the same arguments: each reads its part of the images, the result is one process's, and the
+    first one writes.
 
     Args:
         source: a checkpoint file; never written.
@@ -189,7 +193,10 @@ def adapt_folder(
     given_shares = None if class_shares == AUTO else class_shares
     shares_file = None if given_shares in (None, UNIFORM) else Path(str(given_shares))
     inputs = [Path(source), *source_files(said), *([shares_file] if shares_file else [])]
-    check_outputs([outputs.checkpoint, *reports], inputs=inputs, force=force)
+    together = world()
+    with together.united():
+        if together.rank == 0:
+            check_outputs([outputs.checkpoint, *reports], inputs=inputs, force=force)
     if given_shares is not None and mode == "stream":
         raise EstimationError("class shares do not go with --mode stream: leave one out")
     guarding.check_mode(guard)
@@ -201,15 +208,21 @@ def adapt_folder(
             "an input fit is of one domain and changes how images are prepared: leave out "
             "--stats-only and --domains auto, or --input-fit"
         )
+    if domains == "auto" and together.size > 1:
+        raise EstimationError(
+            "domains are looked for in one process: leave out --domains auto, or torchrun"
+        )
     places = Places(outputs.checkpoint)
     beside = places.all() if domains == "auto" else []
     if not 0 <= holdout < 1:
         raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
-    where = resolve_device(device)
-    with clock.stage("load"):
+    with clock.stage("load"), together.united():
+        where = resolve_device(device)
         checkpoint = open_checkpoint(source, **said)
         whole = output_paths(outputs.checkpoint, checkpoint, pack=stats_only)
-        check_outputs([*whole, *reports, *beside], inputs=[*inputs, *checkpoint.files], force=force)
+        if together.rank == 0:
+            files_read = [*inputs, *checkpoint.files]
+            check_outputs([*whole, *reports, *beside], inputs=files_read, force=force)
         model = checkpoint.model.to(where)
         if method == "adabn":
             check_layers(checkpoint)
@@ -218,6 +231,8 @@ def adapt_folder(
         of_source = source_data and open_images(
             checkpoint, head, Path(source_data), batch_size, workers
         )
+    agree(together, checkpoint, arguments, {"the target": loader, "the source data": of_source})
+    with clock.stage("calibrate"):
         calibration = shares = None
         why_not = ""
         if asked or given_shares is not None:
@@ -279,7 +294,7 @@ def adapt_folder(
         if method == "adain":
             style = checkpoint.style
             if of_source:
-                style = Style.of(pixels(drawn(of_source, SAMPLES, seed)))
+                style = together.first(Style.of(pixels(drawn(of_source, SAMPLES, seed))))
             done = adain(model, to_score, loader.transform, style, seed=seed, progress=progress)
         elif domains == "one":
             decision, done = adapt_one(to_adapt)
@@ -387,42 +402,56 @@ def adapt_folder(
         found,
         details={**found.details, **words},
         charts=(*found.charts, *_more_charts(done.rows, features, seed)),
-        pictures=tuple(pictures(first, second, to_score, classes)) if first and second else (),
     )
-    if mixed:
-        files = mixed_files(
-            places,
-            mixed,
-            model,
-            checkpoint,
-            stats_only=stats_only,
-            seed=seed,
-            transform=stated(checkpoint),
-        )
-    elif stats_only and statistics is not None:
-        pack = done.applied or as_stored(model, statistics)
-        files = {outputs.checkpoint: pack.to_bytes(base=checkpoint.fingerprint())}
-    else:
-        files = checkpoint_files(
-            outputs.checkpoint,
-            adapted,
-            like=checkpoint,
-            adapted=record(
+
+    def results() -> dict[Path, bytes]:
+        if mixed:
+            files = mixed_files(
+                places,
+                mixed,
+                model,
                 checkpoint,
-                done.applied,
-                seed,
-                method=method,
-                guard=None if decision is None else decision.choice,
-            ),
-            transform=done.transform or stated(checkpoint),
-        )
-    files[outputs.csv] = (found.to_csv() or "").encode()
-    files[outputs.json] = (found.to_json() or "").encode()
-    files[outputs.html] = (found.to_html() or "").encode()
-    if first and second and first.labels is not None:
-        table = confusion(first, second, dict(enumerate(classes or ())))
-        files[outputs.confusion] = csv(table).encode()
-    write_files(files)
+                stats_only=stats_only,
+                seed=seed,
+                transform=stated(checkpoint),
+            )
+        elif stats_only and statistics is not None:
+            pack = done.applied or as_stored(model, statistics)
+            files = {outputs.checkpoint: pack.to_bytes(base=checkpoint.fingerprint())}
+        else:
+            files = checkpoint_files(
+                outputs.checkpoint,
+                adapted,
+                like=checkpoint,
+                adapted=record(
+                    checkpoint,
+                    done.applied,
+                    seed,
+                    method=method,
+                    guard=None if decision is None else decision.choice,
+                ),
+                transform=done.transform or stated(checkpoint),
+            )
+        files[outputs.csv] = (found.to_csv() or "").encode()
+        files[outputs.json] = (found.to_json() or "").encode()
+        files[outputs.html] = (found.to_html() or "").encode()
+        if first and second and first.labels is not None:
+            table = confusion(first, second, dict(enumerate(classes or ())))
+            files[outputs.confusion] = csv(table).encode()
+        return files
+
+    written: tuple[Path, ...] = ()
+    with together.united():
+        if together.rank == 0:
+            found = replace(
+                found,
+                pictures=tuple(pictures(first, second, to_score, classes))
+                if first and second
+                else (),
+            )
+            files = results()
+            write_files(files)
+            written = tuple(files)
     return Run(
         report=found,
         outputs=outputs,
@@ -430,7 +459,7 @@ def adapt_folder(
         images=total,
         skipped=skipped,
         notes=tuple(notes),
-        written=tuple(files),
+        written=together.first(written),
         moved=moved,
         decision=decision,
     )
@@ -498,6 +527,7 @@ def _details(
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
         "seed": arguments["seed"],
         "device": str(where),
+        "processes": world().size,
         "method": arguments["method"],
         "checkpoint": {
             "sha256": checkpoint.sha256,

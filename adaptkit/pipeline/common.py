@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from adaptkit import __version__
 from adaptkit.checkpoint import SUFFIXES, Checkpoint, suffix_of
 from adaptkit.data import ImageLoader
+from adaptkit.distributed import World, world
 from adaptkit.errors import DataError, OutputError
 from adaptkit.estimation import Statistics
 
@@ -152,11 +154,42 @@ def record(
     }
 
 
+def agree(
+    world: World,
+    checkpoint: Checkpoint,
+    arguments: Mapping[str, Any],
+    loaders: Mapping[str, ImageLoader | str | Path | None],
+) -> None:
+    """Make sure that all processes of a job do the same: code, arguments, checkpoint, images.
+
+    Raises:
+        DistributedError: they do not; it names what differs.
+    """
+    if world.size == 1:
+        return
+    # Which the loaders and the checkpoint stand for, or which each process may have its own of.
+    own = ("source", "target", "source_data", "model", "device", "workers", "batch_size", "memory")
+    facts: dict[str, Any] = {
+        **versions(),
+        **{name: str(value) for name, value in arguments.items() if name not in own},
+        "sha256 of the checkpoint": checkpoint.sha256,
+    }
+    for name, loader in loaders.items():
+        if isinstance(loader, ImageLoader):
+            listing = loader.listing
+            names = "\n".join(map(str, (*listing.paths, *(listing.labels or ()))))
+            facts[f"images in {name}"] = len(listing.paths)
+            facts[f"sha256 of the names in {name}"] = sha256(names.encode()).hexdigest()
+    world.agree(facts, "start all with the same code, arguments, checkpoint and images")
+
+
 def refuse_too_many_bad(loader: ImageLoader, skip_bad: bool) -> None:
     """Raise DataError if more than a tenth of a loader's images could not be read.
 
-    Call it when the loader has been read through.
+    Call it when the loader has been read through, in all processes of a job.
     """
+    for theirs in world().gather(loader.skipped):
+        loader.skipped.update(theirs)
     bad, total = loader.skipped, len(loader.dataset)  # type: ignore[arg-type]
     if len(bad) > MOST_BAD * total and not skip_bad:
         name, reason = next(iter(bad.items()))

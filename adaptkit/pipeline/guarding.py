@@ -9,6 +9,7 @@ from torch import nn
 
 from adaptkit.checkpoint import Checkpoint
 from adaptkit.data import ImageLoader
+from adaptkit.distributed import alone, world
 from adaptkit.errors import CheckpointError, DataError, EstimationError
 from adaptkit.guard import Calibration, Decision, calibrate
 from adaptkit.pipeline.common import Progress
@@ -57,11 +58,13 @@ def known_calibration(
     count = len(drawn.dataset)  # type: ignore[arg-type]
     watch = progress and (lambda stage, n, _: progress(stage, n, count))
     try:
-        return calibrate(model, drawn, seed=seed, progress=watch), ""
+        with alone():  # each process of a job by itself; the first one's counts
+            found = calibrate(model, drawn, seed=seed, progress=watch)
     except (DataError, EstimationError) as error:
         if strict:
             raise
         return None, f"the source images do not calibrate the guard: {error}."
+    return world().first(found), ""
 
 
 def some_of_each(labels: Sequence[int], each: int, seed: int) -> list[int]:

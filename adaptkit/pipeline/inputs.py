@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from adaptkit.data import ImageLoader
+from adaptkit.distributed import alone, world
 from adaptkit.input_fit import InputFit, fit_input
 from adaptkit.pipeline.common import Progress
 from adaptkit.pipeline.opening import Head
@@ -56,10 +57,12 @@ def fit(
     Raises:
         EstimationError: what comes before the first norm layer is not linear.
     """
-    found = fit_input(model, to_adapt, progress=progress)
+    with alone():  # each process of a job by itself, on a bounded sample; the first one's counts
+        found = fit_input(model, to_adapt, progress=progress)
+    found = world().first(found)
     if not found.changes:
         return Fitted(found, None, to_adapt, to_score, None)
     transform = to_adapt.transform.then(found.gain, found.offset)
     prepared = to_score.prepared_by(transform)
-    alone = score(model, prepared, head)
-    return Fitted(found, transform, to_adapt.prepared_by(transform), prepared, alone)
+    by_itself = score(model, prepared, head)
+    return Fitted(found, transform, to_adapt.prepared_by(transform), prepared, by_itself)

@@ -12,6 +12,7 @@ from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of
 from adaptkit.data import ImageLoader
 from adaptkit.dense import DenseEvaluation, evaluate_dense
+from adaptkit.distributed import world
 from adaptkit.estimation import Statistics
 from adaptkit.evaluation import Evaluation, evaluate
 from adaptkit.features import NoFeaturesError, Tap
@@ -55,28 +56,43 @@ def score_and_see(
     The same images for each model and loader of as many images; None where the model has no layer
     to take features at.
     """
+    together = world()
     n = len(images.dataset)  # type: ignore[arg-type]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     chosen = np.zeros(n, dtype=bool)
     chosen[order[:most].numpy()] = True
+    mine = np.arange(n)[together.rank :: together.size]  # as `evaluate` deals them out
     found: list[NDArray[np.float32]] = []
+    places: list[NDArray[np.intp]] = []
+    seen = True
+    count = 0
+
+    def forward(net: nn.Module, batch: Any) -> Any:
+        nonlocal count, seen
+        output = call(net, batch)
+        try:
+            vectors = tap.take(len(inputs_of(batch)))
+        except NoFeaturesError:
+            seen = False
+            return output
+        here = mine[count : count + len(vectors)]
+        found.append(vectors[chosen[here]])
+        places.append(here[chosen[here]])
+        count += len(vectors)
+        return output
+
     try:
         with Tap(model) as tap:
             _check_one_image(model, tap, images)
-            count = 0
-
-            def forward(net: nn.Module, batch: Any) -> Any:
-                nonlocal count
-                output = call(net, batch)
-                vectors = tap.take(len(inputs_of(batch)))
-                found.append(vectors[chosen[count : count + len(vectors)]])
-                count += len(vectors)
-                return output
-
             scores = score(model, images, head, forward=forward, progress=progress)
     except NoFeaturesError:
         return score(model, images, head, progress=progress), None
-    return scores, np.concatenate(found) if found else None
+    every = together.gather((seen, found, places))
+    parts = [part for _, vectors, __ in every for part in vectors]
+    if not all(known for known, _, __ in every) or not parts:
+        return scores, None
+    ordered = np.argsort(np.concatenate([part for _, __, some in every for part in some]))
+    return scores, np.concatenate(parts)[ordered]
 
 
 def _check_one_image(model: nn.Module, tap: Tap, images: ImageLoader) -> None:

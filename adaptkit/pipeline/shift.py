@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
+from adaptkit.distributed import world
 from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError
 from adaptkit.estimation import estimate
 from adaptkit.evaluation import Evaluation, evaluate
@@ -29,6 +30,7 @@ from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
 from adaptkit.pipeline.common import (
     Clock,
     Progress,
+    agree,
     refuse_too_many_bad,
     versions,
 )
@@ -111,7 +113,7 @@ def shift_folders(
     """Measure how far `target` lies from a model's own statistics and, if given, from source data.
 
     Writes a CSV and a JSON report; no model is written. "After" is the model with the target's
-    statistics (plain AdaBN).
+    statistics (plain AdaBN). In a job of several processes call it in each, as `adapt_folder`.
 
     Args:
         model: a checkpoint file.
@@ -144,9 +146,11 @@ def shift_folders(
         raise OutputError(f"Expected a report ending in .csv, got {csv}")
     outputs = csv, csv.with_suffix(".json")
     inputs = [Path(model), *source_files(said)]
-    check_outputs(outputs, inputs=inputs, force=force)
-    where = resolve_device(device)
-    with clock.stage("load"):
+    together = world()
+    with clock.stage("load"), together.united():
+        if together.rank == 0:
+            check_outputs(outputs, inputs=inputs, force=force)
+        where = resolve_device(device)
         checkpoint = open_checkpoint(model, **said)
         net = checkpoint.model.to(where)
         if not norm_layers(net):
@@ -159,6 +163,7 @@ def shift_folders(
         of_source = source_data and open_images(
             checkpoint, head, Path(source_data), batch_size, workers
         )
+    agree(together, checkpoint, arguments, {"the target": every, "the source data": of_source})
     chosen = drawn(every, samples, seed)
     with clock.stage("estimate"), some_readable(chosen):
         statistics = estimate(net, chosen, samples="all", seed=seed, progress=progress)
@@ -186,6 +191,7 @@ def shift_folders(
             "arguments": arguments,
             "seed": seed,
             "device": str(where),
+            "processes": together.size,
             "checkpoint": {"sha256": checkpoint.sha256, "arch": checkpoint.arch},
             "transform": transform and transform.to_dict(),
             "transform_from": checkpoint.transform_from,
@@ -201,7 +207,11 @@ def shift_folders(
         },
     )
     texts = found.to_csv(), found.to_json()
-    write_files({path: (text or "").encode() for path, text in zip(outputs, texts, strict=True)})
+    with together.united():
+        if together.rank == 0:
+            write_files(
+                {path: (text or "").encode() for path, text in zip(outputs, texts, strict=True)}
+            )
     return ShiftRun(found, csv, outputs[1], words, tuple(notes), skipped, len(every.listing.paths))
 
 

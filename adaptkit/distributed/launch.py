@@ -1,0 +1,79 @@
+"""A process that torchrun started joins its job, and leaves it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from adaptkit.distributed.world import ALONE, World, over
+from adaptkit.errors import DeviceError, DistributedError, Stopped
+
+_joined: list[World] = []  # the job that this process is in
+
+
+def launched() -> int:
+    """Return how many processes the launcher started that started this one; 1 without one.
+
+    Source: torchrun's environment variables, https://pytorch.org/docs/stable/elastic/run.html
+    """
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if "RANK" in os.environ and size.isdecimal() else 1
+
+
+@contextmanager
+def joined(timeout: float) -> Iterator[World]:
+    """Join the job that torchrun started this process in, if it did, for the time of a block.
+
+    Args:
+        timeout: seconds without a sign of life, after which another process counts as lost.
+
+    Raises:
+        DistributedError: the others did not come within this time.
+        DeviceError: the machine has GPUs, but none for this process.
+    """
+    if launched() == 1:
+        yield ALONE
+        return
+    signal.signal(signal.SIGTERM, _stop)  # the launcher's, once another process has ended
+    backend = "gloo"
+    if torch.cuda.is_available():
+        number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= there:
+            raise DeviceError(
+                f"process {number} of this machine has no GPU of its own: there are {there}, start "
+                f"as many processes (--nproc-per-node {there})"
+            )
+        torch.cuda.set_device(number)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DistributedError(
+            f"the {launched()} processes of the job did not come together in {timeout:g} s: "
+            f"{reason:.200}"
+        ) from error
+    with over(timeout=timeout) as world:
+        _joined.append(world)
+        yield world
+        # After an error the others may be gone, and nothing that waits for them is called.
+        world.meeting.wait()
+        dist.destroy_process_group()
+        _joined.clear()
+
+
+def speaks() -> bool:
+    """Whether it is for this process to say what happened: one of a job does."""
+    if _joined:
+        return _joined[-1].meeting.first_to("speak")
+    return launched() == 1 or os.environ["RANK"] == "0"
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and what it leads to has to be said
+    raise Stopped(f"signal {number}")
