@@ -102,7 +102,7 @@ MAY_IMPORT = {
         "shift",
     },
 }
-COMPOSITION = {"__init__", "pipeline", "demo"}
+COMPOSITION = {"__init__", "pipeline", "demo", "integrations"}
 
 
 def parts() -> Iterator[tuple[str, Path]]:
@@ -127,6 +127,7 @@ def test_imports_flow_one_way(part: str, path: Path) -> None:
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("adaptkit.")}
     ours -= {part, "__version__"}
     assert not [name for name in imports(path) if name.split(".")[0] in ("cli", "benchmarks")]
+    assert "integrations" not in ours, "they are for the user alone, who has the other library"
     if part not in COMPOSITION:
         assert part in MAY_IMPORT, f"a new part, {part}: say in this test what it may import"
         assert ours <= MAY_IMPORT[part]

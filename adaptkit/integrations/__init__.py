@@ -1,0 +1,1 @@
+"""adaptkit inside other libraries, one a module, imported only by who uses it."""
