@@ -1,0 +1,52 @@
+"""The `adaptkit` command in which one process of a job goes wrong: for tests of faults.
+
+torchrun ... faulty.py FAULT RANK adapt --source ...
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import adaptkit
+from adaptkit.data import loader
+from adaptkit.errors import DataError
+from cli import main
+
+decoded = 0
+
+
+def fail(kind: str) -> None:
+    """Go wrong as asked."""
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hang":
+        time.sleep(600)
+    raise RuntimeError("the disk made a noise") if kind == "raise" else DataError("disk gone")
+
+
+def failing(kind: str, after: int) -> None:
+    """Let the decoding of images go wrong half way."""
+    good = vars(loader)["decode"]
+
+    def decode(path: Path) -> object:
+        global decoded
+        decoded += 1
+        if decoded > after:
+            fail(kind)
+        return good(path)
+
+    vars(loader)["decode"] = decode
+
+
+if __name__ == "__main__":
+    fault, rank, *arguments = sys.argv[1:]
+    if os.environ["RANK"] == rank:
+        if fault == "version":
+            adaptkit.__version__ = "0.0.9"
+        elif fault.startswith("--"):
+            arguments += fault.split("=")
+        else:
+            failing(fault, after=120)
+    main(arguments, prog_name="adaptkit")
