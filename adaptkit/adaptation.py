@@ -11,9 +11,9 @@ from adaptkit import norms
 from adaptkit.device import resolve_device
 from adaptkit.distributed import world
 from adaptkit.errors import EstimationError
-from adaptkit.estimation import estimate
-from adaptkit.estimation.agreement import take_first
-from adaptkit.guard import Calibration, decide, decided_statistics
+from adaptkit.estimation import Statistics, estimate
+from adaptkit.estimation.agreement import blended, take_first
+from adaptkit.guard import Calibration, Decision, decide, decided_statistics
 from adaptkit.moments import Moments
 
 
@@ -79,19 +79,47 @@ def adapt(
     adapted = model if inplace else copy.deepcopy(model)
     if device is not None:
         adapted = adapted.to(resolve_device(device))
+    statistics, _ = target_statistics(
+        adapted,
+        loader,
+        prior=prior,
+        correction=correction,
+        guard=guard,
+        calibration=calibration,
+        **options,
+    )
+    take_first(world(), adapted, norms.overwrite)
+    return adapted if statistics is None else statistics.apply(adapted)
+
+
+def target_statistics(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    prior: float = 0,
+    correction: Callable[[str, Moments], tuple[Tensor, Tensor]] | None = None,
+    guard: Literal["off", "auto"] = "off",
+    calibration: Calibration | None = None,
+    **options: Any,
+) -> tuple[Statistics | None, Decision | None]:
+    """Return what `adapt` writes into a model, and why: for those who write it themselves.
+
+    Args and errors are those of `adapt`; the model is left as it is.
+
+    Returns:
+        The statistics, corrected and blended as asked for, None where the guard keeps the source's;
+        and what the guard decided, None where it was off.
+    """
     if guard == "auto":
         if correction is not None or options.get("weight") is not None:
             raise EstimationError("the guard corrects and weighs by itself: leave that out")
-        return _guarded(adapted, loader, prior, calibration, options)
+        return _guarded(model, loader, prior, calibration, options)
     if guard != "off":
         raise EstimationError(f"Expected guard to be 'off' or 'auto', got {guard!r}")
-    statistics = estimate(adapted, loader, prior=prior, correction=correction, **options)
-    take_first(world(), adapted, norms.overwrite)
+    statistics = estimate(model, loader, prior=prior, correction=correction, **options)
     if correction:
         statistics = statistics.corrected(correction)
-    if prior:
-        statistics = statistics.blend(adapted, prior=prior)
-    return statistics.apply(adapted)
+    return blended(world(), statistics, model, prior) if prior else statistics, None
 
 
 def _guarded(
@@ -100,7 +128,7 @@ def _guarded(
     prior: float,
     calibration: Calibration | None,
     options: dict[str, Any],
-) -> nn.Module:
+) -> tuple[Statistics | None, Decision]:
     if isinstance(loader, Iterator):
         raise EstimationError(
             "the guard reads the data twice, and an iterator can be read once: give a list or a "
@@ -110,8 +138,7 @@ def _guarded(
     alike = {name: options[name] for name in _OF_DECIDE if name in options}
     decision = decide(model, loader, calibration=calibration, prior=prior, **alike)
     _, statistics = decided_statistics(decision, model, loader, prior=prior, **options)
-    take_first(world(), model, norms.overwrite)
-    return model if statistics is None else statistics.apply(model)
+    return statistics, decision
 
 
 _OF_DECIDE = ("memory", "layers", "precision", "forward", "on_bad", "seed", "progress")

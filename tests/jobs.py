@@ -97,7 +97,7 @@ def _work(
 ) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    store = dist.distributed_c10d.FileStore(str(Path(folder) / "store"), size)
+    store = dist.FileStore(str(Path(folder) / "store"), size)  # type: ignore[attr-defined]
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
     )

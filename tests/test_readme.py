@@ -3,11 +3,13 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from cli import main
 
@@ -30,6 +32,25 @@ class TwoInputs(nn.Module):
         return out
 
 
+def lit_model() -> Any:
+    """Return what the README's example of the Lightning callback is for."""
+    import lightning
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x)
+            return out
+
+        def test_step(self, batch: Tensor, batch_idx: int) -> None:
+            self(batch)
+
+    return Classifier()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
@@ -38,12 +59,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`")
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\):FutureWarning")
 def test_the_python_examples_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
     batches = [{"left": torch.randn(4, 2), "right": torch.randn(4, 2)}]
     names: dict[str, object] = {"model": TwoInputs(), "batches": batches}
+    names |= {"lit_model": lit_model(), "target_loader": DataLoader(torch.randn(20, 2))}  # type: ignore[arg-type]
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     assert re.match(r"\d\d\.\d% -> \d\d\.\d%\n", capsys.readouterr().out)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adaptkit import __version__, norms
 from adaptkit.distributed import World
 from adaptkit.errors import EstimationError
+from adaptkit.estimation.statistics import Statistics
 
 
 def agree(
@@ -50,6 +51,13 @@ def take_first(
     first = world.first([(stored.mean.cpu(), stored.variance.cpu()) for stored in own])
     for layer, (mean, variance) in zip(layers.values(), first, strict=True):
         put(layer, mean, variance)
+
+
+def blended(world: World, statistics: Statistics, model: nn.Module, prior: float) -> Statistics:
+    """Blend statistics with what a model's norm layers store in the first process."""
+    with norms.restoring(model):
+        take_first(world, model)
+        return statistics.blend(model, prior=prior)
 
 
 def neighbours(world: World, where: torch.device) -> int:

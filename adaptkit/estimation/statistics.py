@@ -56,6 +56,11 @@ class Statistics(Mapping[str, Moments]):
     def __len__(self) -> int:
         return len(self.moments)
 
+    def to(self, device: torch.device | str) -> "Statistics":
+        """Return these statistics on a device."""
+        moved = {name: moments.to(device) for name, moments in self.moments.items()}
+        return replace(self, moments=moved)
+
     def standard_errors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return layer name -> the standard errors of means and log-variances, each (C,).
 

@@ -11,6 +11,7 @@ from adaptkit.batches import Forward
 from adaptkit.distributed import world
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation import Progress, Statistics, estimate
+from adaptkit.estimation.agreement import blended
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.trial import Trial
 from adaptkit.guard.calibrated import decide_calibrated, decide_shares
@@ -173,13 +174,14 @@ def decided_statistics(
             **options,
         )
         given = seen.corrected(mix) if mix else seen
-        return seen, given.blend(model, prior=prior) if prior else given
+        return seen, blended(world(), given, model, prior) if prior else given
     trial = Trial(model, loader, prior=prior, keep=logits_alone, **options)
     together = world()
     with together.united():
         keeps = isinstance(way, Source)
         found = trial.run(trial.source) if keeps else way.run(trial).seen
-    return together.first((found.plain, None if keeps else found.statistics))
+    new = None if keeps else found.statistics.to("cpu")
+    return together.first((found.plain.to("cpu"), new))
 
 
 def _by_images_alone(trial: Trial, shift: float) -> Decision:
