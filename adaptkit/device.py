@@ -19,12 +19,10 @@ def resolve_device(spec: str | torch.device | None = "auto") -> torch.device:
         there.insert(0, "mps")
     if torch.cuda.is_available():
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + there
-    first = there[0]
-    if torch.cuda.is_available():
-        first = f"cuda:{torch.cuda.current_device()}"  # each process of a job has set its own
+    here = 0 if not torch.cuda.is_available() else torch.cuda.current_device()  # of this process
     if spec is None or spec == "auto":
-        return torch.device(first)
-    name = {"cuda": first, "cpu:0": "cpu", "mps:0": "mps"}.get(str(spec), str(spec))
+        return torch.device(f"cuda:{here}" if there[0] == "cuda:0" else there[0])
+    name = {"cuda": f"cuda:{here}", "cpu:0": "cpu", "mps:0": "mps"}.get(str(spec), str(spec))
     if name not in there:
         raise DeviceError(f"no device '{spec}' on this machine: it has {', '.join(there)}")
     return torch.device(name)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from . import options
 
@@ -133,11 +134,13 @@ from . import options
 )
 @click.option(
     "--domains",
-    type=click.Choice(["one", "auto"]),
+    type=click.Choice(["one", "auto", "folder"]),
     default="one",
     show_default=True,
     help="auto: look whether the target is several domains mixed, and adapt to each by "
-    "itself. Writes a model a domain, and what routes images among them.",
+    "itself. Writes a model a domain, and what routes images among them. folder: each "
+    "sub-folder is a domain. Writes its statistics as with --stats-only, and a summary, "
+    "into the folder --out [default: <source>-domains here]; goes on where it was stopped.",
 )
 @click.option(
     "--input-fit",
@@ -174,6 +177,9 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
 
     from .terminal import print_run, progress
 
+    if arguments["domains"] == "folder":
+        _adapt_folders(quiet, as_json, dist_timeout, arguments)
+        return
     with joined(dist_timeout) as world, progress(quiet=quiet or world.rank > 0) as watch:
         from adaptkit.pipeline import adapt_folder
 
@@ -184,3 +190,44 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
         click.echo(run.report.to_json(), nl=False)
     elif not quiet:
         print_run(run)
+
+
+_NOT_OF_FOLDERS = ("report", "method", "stats_only", "certify", "input_fit")
+
+
+def _adapt_folders(
+    quiet: bool, as_json: bool, dist_timeout: float, arguments: dict[str, Any]
+) -> None:
+    """Adapt to each sub-folder; fail at the end if one failed."""
+    from adaptkit.distributed.launch import joined
+
+    from .domains import print_domains
+    from .terminal import progress
+
+    source_of, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
+    given = [name for name in _NOT_OF_FOLDERS if source_of(name) != default]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(
+            f"--domains folder writes the statistics of each domain and one summary of all: "
+            f"leave out {names}"
+        )
+    kept = {k: v for k, v in arguments.items() if k not in (*_NOT_OF_FOLDERS, "domains")}
+    with joined(dist_timeout) as world, progress(quiet=quiet or world.rank > 0) as watch:
+        from adaptkit.errors import few
+        from adaptkit.pipeline import adapt_domain_folders
+
+        run = adapt_domain_folders(
+            **{**kept, "layers": arguments["layers"] or None}, progress=watch
+        )
+    if world.rank > 0:
+        return
+    if as_json:
+        click.echo(run.to_json(), nl=False)
+    elif not quiet:
+        print_domains(run)
+    if run.failed:
+        raise click.ClickException(
+            f"{len(run.failed):,} of {len(run.rows):,} domains failed: {few(run.failed)}; see "
+            f"{run.folder / 'summary.csv'}"
+        )

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -66,6 +67,29 @@ def test_a_subset_loads_only_its_images_and_shares_what_was_skipped(root: Path) 
     assert isinstance(subset, ImageLoader)
     assert values(subset) == [0]
     assert list(loader.skipped) == ["b/0.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_held_is_read_once(root: Path, workers: int) -> None:
+    (root / "a" / "2.png").write_bytes(b"broken")
+    loader = image_folder(root, transform=GREY, classes=("a", "b"), batch_size=3, workers=workers)
+    expected = list(loader)
+    loader.skipped.clear()
+    held = loader.held()
+    shutil.rmtree(root)
+    assert list(held.skipped) == list(loader.skipped) == ["a/2.png"]
+    for (x, y), (x2, y2) in zip(held, expected, strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+    assert values(held.subset([9, 2, 0]).subset([0, 1, 2])) == [104, 0]
+    assert values(held.held()) == values(expected)
+    assert held.kept() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_what_is_held_is_of_one_transform(root: Path) -> None:
+    held = image_folder(root, transform=GREY).held()
+    wide = held.prepared_by(Transform(image_size=(4, 6), channels=1, mean=(0.0,), std=(1.0,)))
+    assert next(iter(wide)).shape == (10, 1, 4, 6)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

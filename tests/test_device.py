@@ -16,8 +16,10 @@ def test_auto_takes_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu:0") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("auto") == torch.device("cuda:0")
-    assert resolve_device("cuda") == torch.device("cuda:0")
+    for number in (0, 1):  # each process of a job sets its own
+        monkeypatch.setattr(torch.cuda, "current_device", lambda number=number: number)
+        assert resolve_device("auto") == torch.device(f"cuda:{number}")
+        assert resolve_device("cuda") == torch.device(f"cuda:{number}")
     assert resolve_device(torch.device("cuda:1")) == torch.device("cuda:1")
     with pytest.raises(DeviceError, match=r"no device 'cuda:7' .* it has cuda:0, cuda:1, mps, cpu"):
         resolve_device("cuda:7")

@@ -1,6 +1,6 @@
 """A folder of images as batches of tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +32,24 @@ class _Loaded(NamedTuple):
 
 
 class _Images(Dataset[_Item]):
-    """The images of a listing at some of its indices."""
+    """The images of a listing at some of its indices; `held` has those that were read before."""
 
-    def __init__(self, listing: Listing, transform: Transform, indices: Sequence[int]) -> None:
-        self.listing, self.transform, self.indices = listing, transform, indices
+    def __init__(
+        self,
+        listing: Listing,
+        transform: Transform,
+        indices: Sequence[int],
+        held: Mapping[int, _Item],
+    ) -> None:
+        self.listing, self.transform, self.indices, self.held = listing, transform, indices, held
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, number: int) -> _Item:
         index = self.indices[number]
+        if index in self.held:
+            return self.held[index]
         path = self.listing.paths[index]
         label = self.listing.labels[index] if self.listing.labels else None
         try:
@@ -64,6 +72,7 @@ class ImageLoader(DataLoader[_Item]):
         batch_size: images a batch.
         workers: processes that decode; 0 decodes in this one.
         skipped: path -> reason, filled while iterating.
+        held: of `held`.
     """
 
     def __init__(
@@ -75,11 +84,13 @@ class ImageLoader(DataLoader[_Item]):
         batch_size: int = 64,
         workers: int = 0,
         skipped: dict[str, str] | None = None,
+        held: Mapping[int, _Item] | None = None,
     ) -> None:
         self.listing, self.transform = listing, transform
         self.skipped: dict[str, str] = {} if skipped is None else skipped
+        chosen = range(len(listing.paths)) if indices is None else indices
         super().__init__(
-            _Images(listing, transform, range(len(listing.paths)) if indices is None else indices),
+            _Images(listing, transform, chosen, held or {}),
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
@@ -135,6 +146,33 @@ class ImageLoader(DataLoader[_Item]):
         every = self.paths()
         return [every[position] for position in self.kept()]
 
+    def held(self) -> "ImageLoader":
+        """Read all images; return a loader of them that has them in memory and decodes none again.
+
+        It shares `skipped`, and its subsets have the images too.
+        """
+        indices = self._indices()
+        once = self.subset(range(len(indices)))
+        once.skipped = {}
+        batches = [batch if isinstance(batch, Tensor) else batch[0] for batch in once]
+        images = (image for batch in batches for image in batch)
+        found = {}
+        for index in indices:
+            path = self.listing.paths[index].as_posix()
+            label = self.listing.labels[index] if self.listing.labels else None
+            reason = once.skipped.get(path)
+            image = next(images) if reason is None else None
+            found[index] = _Item(image, label, path, reason or "")
+        self.skipped.update(once.skipped)
+        return ImageLoader(
+            self.listing,
+            self.transform,
+            indices=indices,
+            batch_size=self.batch_size or 1,
+            skipped=self.skipped,
+            held=found,
+        )
+
     def _indices(self) -> Sequence[int]:
         indices: Sequence[int] = self.dataset.indices  # type: ignore[attr-defined]
         return indices
@@ -149,6 +187,7 @@ class ImageLoader(DataLoader[_Item]):
             batch_size=self.batch_size or 1,
             workers=self.num_workers,
             skipped=self.skipped,
+            held=self.dataset.held,  # type: ignore[attr-defined]
         )
 
 

@@ -122,23 +122,27 @@ class Meeting:
         try:
             if self.rank:
                 time.sleep(_BEAT)
-            return int(self.store.add(self._key(what, -1), 1)) == 1
+            return int(self.store.add(self._key(what, 0), 1)) == 1
         except RuntimeError:
             return True
 
-    def take(self, count: int, what: str) -> Callable[[], int | None]:
-        """Return what gives, call by call, numbers below `count` that no other process was given.
+    def take(self) -> Callable[[], int]:
+        """Return what gives, call by call, the next whole number that no other process was given.
+
+        To be called by all processes at the same place, between the same two meetings.
 
         Raises:
             DistributedError: the group has no store.
         """
-        store = self.store
+        store, key = self.store, self._key(f"dealt/{_meetings[self.name]}", 0)
         if store is None:
             raise DistributedError("the process group has no store to deal work out by")
 
-        def next_one() -> int | None:
-            number = int(store.add(self._key(what, -1), 1)) - 1
-            return number if number < count else None
+        def next_one() -> int:
+            try:
+                return int(store.add(key, 1)) - 1
+            except RuntimeError as error:
+                raise self.explained(error) from error
 
         return next_one
 

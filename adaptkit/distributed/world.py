@@ -32,12 +32,14 @@ class World:
         size: how many there are.
         group: of torch.distributed; None in a world of size 1.
         timeout: seconds without a sign of life, after which a process counts as lost.
+        outer: what this process belongs to while it works alone, and shows signs of life to.
     """
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
     timeout: float = TIMEOUT
+    outer: "World | None" = None
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' tensors of this shape: one all-reduce.
@@ -150,8 +152,22 @@ class World:
 
     def beat(self) -> None:
         """Show a sign of life, for those who wait; the one method that is not collective."""
-        if self.group is not None:
-            self.meeting.beat()
+        joined = self.outer or self
+        if joined.group is not None:
+            joined.meeting.beat()
+
+    def deal(self, count: int) -> Iterator[int]:
+        """Yield those of the numbers below `count` that fall to this process.
+
+        Each falls to one process: to whichever asks first, so that none waits while there is work.
+        """
+        if self.group is None:
+            yield from range(count)
+            return
+        self.meeting.wait()
+        take = self.meeting.take()
+        while (number := take()) < count:
+            yield number
 
     def watched(self, things: Iterator[T]) -> Iterator[T]:
         """Yield these, with a sign of life for each."""
@@ -195,8 +211,8 @@ def world() -> World:
 
     One alone where torch.distributed was not initialised, and within `alone`.
 
-    >>> world()
-    World(rank=0, size=1, group=None, timeout=600.0)
+    >>> world().size
+    1
     """
     chosen = _chosen.get()
     if chosen is not None:
@@ -220,7 +236,8 @@ def alone() -> Iterator[None]:
 
     For what one rank does without the others, or each on data of its own.
     """
-    token = _chosen.set(ALONE)
+    outer = world()
+    token = _chosen.set(World(outer=outer.outer or outer))
     try:
         yield
     finally:

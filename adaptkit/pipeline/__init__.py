@@ -5,15 +5,18 @@ from adaptkit.pipeline.apply import apply_statistics
 from adaptkit.pipeline.calibrate import Calibrated, calibrate_checkpoint
 from adaptkit.pipeline.common import Outputs
 from adaptkit.pipeline.inspect import Inspection, inspect_checkpoint
+from adaptkit.pipeline.many import DomainsRun, adapt_domain_folders
 from adaptkit.pipeline.runs import as_text, compare_reports
 from adaptkit.pipeline.shift import ShiftRun, shift_folders
 
 __all__ = [
     "Calibrated",
+    "DomainsRun",
     "Inspection",
     "Outputs",
     "Run",
     "ShiftRun",
+    "adapt_domain_folders",
     "adapt_folder",
     "apply_statistics",
     "as_text",

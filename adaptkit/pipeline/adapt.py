@@ -13,7 +13,7 @@ from adaptkit.checkpoint import Checkpoint, checkpoint_files, output_paths
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
 from adaptkit.distributed import world
-from adaptkit.errors import DataError, EstimationError
+from adaptkit.errors import EstimationError
 from adaptkit.estimation import Certificate, Statistics
 from adaptkit.estimation import certify as certified
 from adaptkit.estimation.precision import Precision
@@ -33,6 +33,7 @@ from adaptkit.pipeline.common import (
     refuse_too_many_bad,
     versions,
 )
+from adaptkit.pipeline.holdout import check_holdout, parts
 from adaptkit.pipeline.inputs import fit
 from adaptkit.pipeline.methods import (
     Adapted,
@@ -214,25 +215,24 @@ def adapt_folder(
         )
     places = Places(outputs.checkpoint)
     beside = places.all() if domains == "auto" else []
-    if not 0 <= holdout < 1:
-        raise DataError(f"Expected holdout to be 0 or more and below 1, got {holdout}")
-    with clock.stage("load"), together.united():
-        where = resolve_device(device)
-        checkpoint = open_checkpoint(source, **said)
-        whole = output_paths(outputs.checkpoint, checkpoint, pack=stats_only)
-        if together.rank == 0:
-            files_read = [*inputs, *checkpoint.files]
-            check_outputs([*whole, *reports, *beside], inputs=files_read, force=force)
-        model = checkpoint.model.to(where)
-        if method == "adabn":
-            check_layers(checkpoint)
-        head = head_of(checkpoint)
-        loader = open_images(checkpoint, head, Path(target), batch_size, workers)
-        of_source = source_data and open_images(
-            checkpoint, head, Path(source_data), batch_size, workers
-        )
-    agree(together, checkpoint, arguments, {"the target": loader, "the source data": of_source})
-    with clock.stage("calibrate"):
+    check_holdout(holdout)
+    with clock.stage("load"):
+        with together.united():
+            where = resolve_device(device)
+            checkpoint = open_checkpoint(source, **said)
+            whole = output_paths(outputs.checkpoint, checkpoint, pack=stats_only)
+            if together.rank == 0:
+                files_read = [*inputs, *checkpoint.files]
+                check_outputs([*whole, *reports, *beside], inputs=files_read, force=force)
+            model = checkpoint.model.to(where)
+            if method == "adabn":
+                check_layers(checkpoint)
+            head = head_of(checkpoint)
+            loader = open_images(checkpoint, head, Path(target), batch_size, workers)
+            of_source = source_data and open_images(
+                checkpoint, head, Path(source_data), batch_size, workers
+            )
+        agree(together, checkpoint, arguments, {"the target": loader, "the source data": of_source})
         calibration = shares = None
         why_not = ""
         if asked or given_shares is not None:
@@ -251,7 +251,7 @@ def adapt_folder(
             names = checkpoint.classes or listed or [str(k) for k in range(known.classes)]
             shares = known_shares(given_shares, names)
     total = len(loader.listing.paths)
-    to_adapt, to_score = _parts(loader, holdout, seed)
+    to_adapt, to_score = parts(loader, holdout, seed)
 
     def evaluated(
         stage: str, net: torch.nn.Module, images: ImageLoader
@@ -472,19 +472,6 @@ def _more_charts(rows: Sequence[Row], features: _Features, seed: int) -> Iterato
     if before is not None and after is not None and len(before) == len(after):
         charts.append(projection_chart(before, after, source, seed=seed))
     yield from (chart for chart in charts if chart is not None)
-
-
-def _parts(loader: ImageLoader, holdout: float, seed: int) -> tuple[ImageLoader, ImageLoader]:
-    """Return what to adapt to and what to score: the same, or two parts drawn at random."""
-    if not holdout:
-        return loader, loader
-    n = len(loader.listing.paths)
-    kept = min(max(round(holdout * n), 1), n - 1)
-    if n < 2:
-        raise DataError(f"Expected two images or more to hold some out, got {n}")
-    # In another order than the one that the statistics' sample is drawn in.
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1)).tolist()
-    return loader.subset(sorted(order[kept:])), loader.subset(sorted(order[:kept]))
 
 
 def _notes(loader: ImageLoader, statistics: Statistics | None) -> Iterator[str]:

@@ -49,13 +49,13 @@ class Outputs:
         PosixPath('net-adapted.csv')
         """
         suffixes = (".safetensors",) if pack else SUFFIXES
-        default = _stem(source) + (f"-statistics{suffixes[0]}" if pack else _adapted_end(source))
+        default = stem(source) + (f"-statistics{suffixes[0]}" if pack else _adapted_end(source))
         checkpoint = out or Path(default)
         if not checkpoint.name.endswith(suffixes):
             raise OutputError(
                 f"Expected an output ending in {', '.join(suffixes)}, got {checkpoint}: give --out"
             )
-        csv = report or checkpoint.with_name(f"{_stem(checkpoint)}.csv")
+        csv = report or checkpoint.with_name(f"{stem(checkpoint)}.csv")
         if csv.suffix != ".csv":
             raise OutputError(f"Expected a report ending in .csv, got {csv}")
         return cls(
@@ -67,7 +67,8 @@ class Outputs:
         )
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """Return a checkpoint's name without what says its kind."""
     return path.name.removesuffix(suffix_of(path))
 
 

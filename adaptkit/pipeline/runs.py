@@ -107,9 +107,9 @@ def _p_value(p: float) -> str | None:
     return None if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def answer(frame: pd.DataFrame) -> str:
-    """Say in a sentence or two what the runs come to."""
-    runs = f"{len(frame)} run{'' if len(frame) == 1 else 's'}"
+def answer(frame: pd.DataFrame, noun: str = "run") -> str:
+    """Say in a sentence or two what the runs come to; `noun` is what one of them is called."""
+    runs = f"{len(frame):,} {noun}{'' if len(frame) == 1 else 's'}"
     if "accuracy change" not in frame:
         return f"{runs}, none with labels: whether adapting helped is not known."
     known = frame[frame["accuracy change"].notna()]

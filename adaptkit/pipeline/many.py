@@ -1,0 +1,429 @@
+"""A folder of domains to a pack for each and one summary, a domain after the other."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from adaptkit.checkpoint import Checkpoint
+from adaptkit.data import ImageLoader
+from adaptkit.device import resolve_device
+from adaptkit.distributed import alone, world
+from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError, few
+from adaptkit.estimation.precision import Precision, autocast
+from adaptkit.estimation.run import checked
+from adaptkit.files import check_outputs
+from adaptkit.guard import Calibration
+from adaptkit.norms import norm_layers
+from adaptkit.pipeline import guarding
+from adaptkit.pipeline.class_shares import AUTO, UNIFORM, known_shares
+from adaptkit.pipeline.common import (
+    Progress,
+    agree,
+    command_line,
+    refuse_too_many_bad,
+    stem,
+    versions,
+)
+from adaptkit.pipeline.domain_results import Results, state_of
+from adaptkit.pipeline.holdout import check_holdout
+from adaptkit.pipeline.methods import check_layers
+from adaptkit.pipeline.one_domain import DomainAdapter
+from adaptkit.pipeline.opening import (
+    Head,
+    Said,
+    head_of,
+    notes_on,
+    open_checkpoint,
+    open_images,
+    preparation,
+    source_files,
+    spelled_out,
+)
+from adaptkit.pipeline.runs import answer
+from adaptkit.report.cells import csv
+from adaptkit.report.many import FAILED, DomainRow, domain_frame, page, runs_of, totals
+
+_LONGEST_REASON = 300
+_MATTERS = (  # arguments that decide about a result; what the checkpoint can say stands apart
+    "mode",
+    "samples",
+    "tolerance",
+    "precision",
+    "prior",
+    "holdout",
+    "guard",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class DomainsRun:
+    """What came of a folder of domains.
+
+    Args:
+        rows: one a domain, in the order of their names.
+        details: what the summary's JSON says beside them.
+        folder: of the results.
+        found: how many domains' results were there already.
+        written: the files of the summary.
+        answer: what the domains come to, in a sentence or two.
+    """
+
+    rows: tuple[DomainRow, ...]
+    details: Mapping[str, Any]
+    folder: Path
+    found: int
+    written: tuple[Path, ...]
+    answer: str
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the domains that failed."""
+        return [row.domain for row in self.rows if row.status == FAILED]
+
+    def to_json(self) -> str:
+        """Return the summary as JSON, as the file has it."""
+        return self.written[0].read_text(encoding="utf-8")
+
+
+def adapt_domain_folders(
+    source: str | Path,
+    target: str | Path,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+    mode: Literal["exact", "stream"] = "exact",
+    samples: int | Literal["all"] | None = None,
+    tolerance: float | None = None,
+    memory: int | None = None,
+    precision: Precision = "auto",
+    layers: Sequence[str] | None = None,
+    prior: float = 0,
+    holdout: float = 0,
+    source_data: str | Path | None = None,
+    class_shares: str | Path = AUTO,
+    guard: Literal["auto", "off", "report"] = "auto",
+    seed: int = 0,
+    force: bool = False,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+    **said: Unpack[Said],
+) -> DomainsRun:
+    """Adapt a checkpoint to each sub-folder of a folder by itself; write a pack for each.
+
+    Each domain's pack is what `adapt_folder` writes for its folder with `stats_only`. It is written
+    as soon as it is known, with a record of what it was made from, so that a run that was stopped
+    goes on where it was: a domain is left as it is if its pack is there, made from the same
+    checkpoint with the same arguments, and its images have the same names, sizes and times of
+    change. (`batch_size`, `workers`, `device`, `memory` and `skip_bad` may differ.) A domain that
+    fails does not stop the others, and is tried again the next time.
+
+    In a job of several processes (see `adaptkit.distributed`) call it in each, with the same
+    arguments and folders. Each takes the next domain whenever it is done with one, and works on it
+    alone; the first one writes the summary.
+
+    Args:
+        source: a checkpoint file; never written.
+        target: a folder; each folder in it is a domain, read as `adapt_folder` reads its target.
+            Hidden ones are passed over, and so are files.
+        out: the folder for the results, by default ``<source stem>-domains`` in the current folder;
+            made if it is missing. In it ``<domain>.safetensors``, the pack, and
+            ``<domain>.domain.json``, the record, for each domain, and of all ``summary.csv``,
+            ``summary.json`` and ``summary.html``.
+        device: as for `adapt_folder`, like all that follow.
+        batch_size: as there.
+        workers: as there.
+        mode: as there.
+        samples: as there.
+        tolerance: as there.
+        memory: as there.
+        precision: as there.
+        layers: as there.
+        prior: as there.
+        holdout: as there.
+        source_data: as there, but to calibrate the guard only.
+        class_shares: as there; of every domain.
+        guard: as there.
+        seed: as there; the same for every domain.
+        force: make every domain's result anew, also in the place of what is none.
+        skip_bad: as there.
+        progress: called as ``progress("domains", done, total)``.
+        said: as there.
+
+    Raises:
+        AdaptkitError: what is wrong with the checkpoint, the folders, or an argument; or a result
+            cannot be written. What concerns one domain alone is said in its row.
+    """
+    arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
+    arguments |= {"domains": "folder", **spelled_out(said)}
+    defaults = {n: p.default for n, p in signature(adapt_domain_folders).parameters.items()}
+    together = world()
+    with together.united():
+        _check(arguments)
+        where = resolve_device(device)
+        autocast(precision, where)  # which refuses what is unknown
+        folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
+        domains, notes = _domains_in(Path(target))
+        _check_folder(folder, Path(target))
+        checkpoint = open_checkpoint(source, **said)
+        check_layers(checkpoint)
+        norm_layers(checkpoint.model.to(where), layers)  # which refuses names that are none
+        head = head_of(checkpoint)
+    agree(together, checkpoint, arguments | {"domains": domains}, {})
+    calibration, shares, why_not = _known(checkpoint, head, arguments, progress)
+    notes = [*notes_on(checkpoint, head), *filter(None, [why_not]), *notes]
+    results = Results(folder, _made_from(checkpoint, arguments, shares))
+    with together.united():
+        if together.rank == 0:
+            results.check(domains, force=force)
+            read = [*checkpoint.files, *source_files(said), *_shares_file(class_shares)]
+            _make_folder(folder, read)
+    adapter = DomainAdapter(
+        model=checkpoint.model,
+        head=head,
+        guard=guard,
+        calibration=calibration,
+        shares=shares,
+        options={
+            "mode": mode,
+            "samples": samples,
+            "tolerance": tolerance,
+            "prior": prior,
+            "memory": memory,
+            "layers": layers,
+            "precision": precision,
+            "seed": seed,
+        },
+        holdout=holdout,
+        skip_bad=skip_bad,
+    )
+
+    def opened(domain: str) -> ImageLoader:
+        return open_images(checkpoint, head, Path(target, domain), batch_size, workers)
+
+    def watch(number: int) -> None:
+        if progress:
+            progress("domains", number + 1, len(domains))
+
+    with together.united():
+        mine = together.deal(len(domains))
+        found = _adapt_each(domains, mine, opened, adapter, results, checkpoint, force, watch)
+    found = sum(together.gather(found))
+    line = command_line("adapt", arguments, defaults)
+
+    def summed_up() -> DomainsRun:
+        rows = tuple(results.rows(domains))
+        about = _details(line, arguments, folder, checkpoint, head, where, notes)
+        details = {**about, "processes": together.size, **_all_of(rows)}
+        words = answer(runs_of(rows), "domain")
+        written = results.write_summary(details, csv(domain_frame(rows)), page(rows, words, line))
+        return DomainsRun(rows, details, folder, found, written, words)
+
+    with together.united():
+        run = summed_up() if together.rank == 0 else None
+    first = together.first(run)
+    assert first is not None  # noqa: S101  rank 0 has made it
+    return first
+
+
+def _adapt_each(
+    domains: Sequence[str],
+    mine: Iterable[int],
+    opened: Callable[[str], ImageLoader],
+    adapter: DomainAdapter,
+    results: Results,
+    checkpoint: Checkpoint,
+    force: bool,
+    watch: Callable[[int], None],
+) -> int:
+    """Write the result of each domain of these numbers that is not there; return how many were."""
+    base = checkpoint.fingerprint()
+    found = 0
+    for number in mine:
+        name = domains[number]
+        start = time.perf_counter()
+        images, pack = "", None
+        try:
+            loader = opened(name)
+            images = state_of(loader.listing)
+            there = not force and results.holds(name, images)
+            if not there:
+                with alone():
+                    row, statistics = adapter.adapt(name, loader)
+                pack = statistics.to_bytes(base=base)
+                row = replace(row, pack=results.pack(name).name)
+        except Exception as error:  # noqa: BLE001  models, images and disks fail in any way
+            there, row, pack = False, DomainRow(name, FAILED, error=_reason(error)), None
+        if there:
+            found += 1
+        else:
+            seconds = round(time.perf_counter() - start, 3)
+            results.write(replace(row, seconds=seconds), images, pack)
+        watch(number)
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """Return an error as one line; of what is none of ours, also its kind."""
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    return text if isinstance(error, AdaptkitError) else f"{type(error).__name__} {text}".strip()
+
+
+def _check(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that no domain could be adapted with."""
+    guarding.check_mode(arguments["guard"])
+    check_holdout(arguments["holdout"])
+    checked(**{name: arguments[name] for name in ("mode", "samples", "tolerance", "prior")})
+    given = arguments["class_shares"] != AUTO
+    if given and arguments["mode"] == "stream":
+        raise EstimationError("class shares do not go with --mode stream: leave one out")
+    if arguments["source_data"] and arguments["guard"] == guarding.OFF and not given:
+        raise EstimationError(
+            "of many domains none is compared with source data, which would calibrate the guard, "
+            "and that is off: leave it out"
+        )
+
+
+def _domains_in(target: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a folder's folders, and a note on what lies beside them."""
+    names: list[str] = []
+    beside: list[str] = []
+    try:
+        with os.scandir(target) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (names if entry.is_dir() else beside).append(entry.name)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise DataError(f"there is no folder {target}") from None
+    except OSError as error:
+        raise DataError(f"cannot read the folder {target}: {error.strerror}") from None
+    if not names:
+        raise DataError(f"{target} holds no folders: expected one for each domain")
+    files = f"{len(beside):,} file{'' if len(beside) == 1 else 's'}"
+    note = f"{files} beside the domains' folders passed over: {few(sorted(beside))}."
+    return sorted(names), [note] if beside else []
+
+
+def _check_folder(folder: Path, target: Path) -> None:
+    """Refuse a folder for results that would be a domain, or cannot be made."""
+    if folder.resolve().is_relative_to(target.resolve()):
+        raise OutputError(f"{folder} lies in {target} and would be taken for a domain: give --out")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give --out a folder")
+    if not folder.absolute().parent.is_dir():
+        raise OutputError(f"cannot make {folder}: there is no folder {folder.parent}")
+
+
+def _make_folder(folder: Path, inputs: Sequence[Path]) -> None:
+    """Make a folder for results if it is not there; what is read must not lie in it."""
+    for path in inputs:
+        if path.resolve().parent == folder.resolve():
+            raise OutputError(f"{path} is an input, and lies in {folder}: give another --out")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror}") from None
+    check_outputs([folder / "summary.json"], force=True)  # whether it can be written to
+
+
+def _shares_file(class_shares: str | Path) -> list[Path]:
+    return [] if class_shares in (AUTO, UNIFORM) else [Path(class_shares)]
+
+
+def _known(
+    checkpoint: Checkpoint, head: Head, arguments: Mapping[str, Any], progress: Progress | None
+) -> tuple[Calibration | None, Tensor | None, str]:
+    """Return what is known of the model's own domain, the domains' class shares, and a note."""
+    given, source_data = arguments["class_shares"], arguments["source_data"]
+    if given == AUTO and arguments["guard"] == guarding.OFF:
+        return None, None, ""
+    of_source = None
+    if source_data:
+        how = arguments["batch_size"], arguments["workers"]
+        of_source = open_images(checkpoint, head, Path(source_data), *how)
+    calibration, why_not = guarding.known_calibration(
+        checkpoint,
+        checkpoint.model,
+        of_source,
+        head,
+        strict=given != AUTO,
+        seed=arguments["seed"],
+        progress=progress,
+    )
+    if of_source is not None:
+        refuse_too_many_bad(of_source, arguments["skip_bad"])
+    if given == AUTO:
+        return calibration, None, why_not
+    known = guarding.needed(calibration, head)
+    listed = of_source.listing.classes if of_source is not None else None
+    names = checkpoint.classes or listed or [str(k) for k in range(known.classes)]
+    return calibration, known_shares(given, names), why_not
+
+
+def _made_from(
+    checkpoint: Checkpoint, arguments: Mapping[str, Any], shares: Tensor | None
+) -> dict[str, Any]:
+    """Return all that decides about a domain's result, but for its images."""
+    source_data = arguments["source_data"]
+    layers = arguments["layers"]
+    found = {
+        "checkpoint": checkpoint.sha256,
+        "target": str(Path(arguments["target"]).resolve()),
+        "arch": checkpoint.arch,
+        "arch_kwargs": {name: str(value) for name, value in checkpoint.arch_kwargs.items()},
+        "transform": checkpoint.transform and checkpoint.transform.to_dict(),
+        "classes": list(checkpoint.classes or ()) if arguments["classes"] else None,
+        **{name: arguments[name] for name in _MATTERS},
+        "layers": None if layers is None else list(layers),
+        "source_data": str(Path(source_data).resolve()) if source_data else None,
+        "class_shares": AUTO if shares is None else shares.tolist(),
+    }
+    as_read_again: dict[str, Any] = json.loads(json.dumps(found))
+    return as_read_again
+
+
+def _details(
+    line: str,
+    arguments: Mapping[str, Any],
+    folder: Path,
+    checkpoint: Checkpoint,
+    head: Head,
+    where: torch.device,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return what the summary's JSON says beside the rows."""
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    return {
+        "command": line,
+        "versions": versions(),
+        "arguments": {**given, "out": str(folder)},
+        "seed": arguments["seed"],
+        "device": str(where),
+        "checkpoint": {
+            "sha256": checkpoint.sha256,
+            "arch": checkpoint.arch,
+            "arch_kwargs": checkpoint.arch_kwargs,
+            "adapted": checkpoint.adapted,
+        },
+        "outputs": {"kind": head.kind, "classes": head.size},
+        "prepared": preparation(checkpoint),
+        "transductive": None
+        if arguments["holdout"]
+        else "the images that were scored include those that were adapted to",
+        "notes": list(notes),
+    }
+
+
+def _all_of(rows: Sequence[DomainRow]) -> dict[str, Any]:
+    return {"totals": totals(rows), "rows": [asdict(row) for row in rows]}

@@ -1,0 +1,91 @@
+"""What a person sees of many domains: not all of them. Right at 80 columns."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from .terminal import console
+
+if TYPE_CHECKING:
+    from adaptkit.pipeline import DomainsRun
+    from adaptkit.report.many import DomainRow
+
+EACH_END = 5  # domains shown of those that lost most, and of those that gained most
+FAILED_SHOWN = 50
+_LONGEST_NAME = 28
+
+
+def print_domains(run: "DomainsRun") -> None:
+    """Print what all domains come to, the worst and the best of them, and all that failed."""
+    from adaptkit.report.cells import short
+    from adaptkit.report.many import FAILED, ranked
+
+    out, totals = console(), run.details["totals"]
+    count, kept = totals["domains"], totals["kept"]
+    said = f"Adapted to {totals['adapted']:,} of {count:,} domains, {totals['images']:,} images"
+    out.print(f"{said}; {kept:,} kept the source's statistics" if kept else said)
+    if run.found:
+        out.print(f"{run.found:,} were there already, made from the same; --force makes them anew")
+    if totals["skipped"]:
+        out.print(f"Skipped {totals['skipped']:,} images that cannot be read")
+    out.print(f"Images: {run.details['prepared']}")
+    for note in run.details["notes"]:
+        out.print(f"Note: {note}")
+    rows = ranked(run.rows)
+    if rows:
+        worst, best = rows, rows[:0]
+        if len(rows) > 2 * EACH_END:
+            worst, best = rows[:EACH_END], rows[-EACH_END:]
+        out.print()
+        out.print(_table(worst, best))
+    out.print(f"\n{run.answer}")
+    failed = [row for row in run.rows if row.status == FAILED]
+    if failed:
+        out.print(f"\nFailed, and tried again the next time: {len(failed):,}")
+        for row in failed[:FAILED_SHOWN]:
+            out.print(f"  {short(row.domain, _LONGEST_NAME)}: {short(row.error, 300)}")
+        if len(failed) > FAILED_SHOWN:
+            out.print(f"  and {len(failed) - FAILED_SHOWN:,} more, all in the summary")
+    out.print("\nWrote")
+    packs = count - len(failed)
+    out.print(f"  {run.folder}/*.safetensors, {packs:,} in all", soft_wrap=True)
+    for path in run.written:
+        out.print(f"  {path}", soft_wrap=True)
+
+
+def _table(worst: "Iterable[DomainRow]", best: "Iterable[DomainRow]") -> Table:
+    """Return a row a domain: its accuracy where any has labels, else the mean confidence."""
+    from adaptkit.report.cells import short
+
+    parts = [[*worst], [*best]]
+    by_labels = parts[0][0].accuracy_change is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("accuracy, %" if by_labels else "mean confidence, %", no_wrap=True)
+    for title in ("images", "before", "after", "change"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("guard", no_wrap=True)
+    for part in parts:
+        if part is parts[1] and part:
+            table.add_row("...")
+        for row in part:
+            before, after, change = (
+                (row.accuracy_before, row.accuracy_after, row.accuracy_change)
+                if by_labels
+                else (row.confidence_before, row.confidence_after, row.confidence_change)
+            )
+            colour = "" if not by_labels or not change else "green" if change > 0 else "red"
+            table.add_row(
+                short(row.domain, _LONGEST_NAME),
+                f"{row.images:,}",
+                _percent(before, ".1f"),
+                _percent(after, ".1f"),
+                Text(_percent(change, "+.1f"), colour),
+                row.choice or "",
+            )
+    return table
+
+
+def _percent(value: float | None, form: str) -> str:
+    return "" if value is None else format(100 * value, form)
