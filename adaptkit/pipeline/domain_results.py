@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from adaptkit.data import Listing
 from adaptkit.errors import OutputError, few, shown
 from adaptkit.files import write_files
-from adaptkit.report.many import FAILED, DomainRow
+from adaptkit.report.many import DomainRow
 
 FORMAT = "adaptkit-domain/1"
 SUMMARY_FORMAT = "adaptkit-domains/1"
@@ -90,18 +90,13 @@ class Results:
             _remove(self.pack(row.domain))
         write_files({self._record(row.domain): as_json(record), **files})
 
-    def rows(self, domains: Sequence[str]) -> Iterator[DomainRow]:
-        """Yield what became of each of these domains.
+    def row(self, domain: str) -> DomainRow:
+        """Return what became of a domain whose result is there.
 
         Raises:
-            OutputError: a record is broken.
+            OutputError: its record is broken.
         """
-        for name in domains:
-            path = self._record(name)
-            if _exists(path):
-                yield DomainRow(**_read(path)["row"])
-            else:
-                yield DomainRow(name, FAILED, error="there is no result of it")
+        return DomainRow(**_read(self._record(domain))["row"])
 
     def write_summary(self, details: Mapping[str, Any], csv: str, page: str) -> tuple[Path, ...]:
         """Write what all domains come to, and return the files.

@@ -218,12 +218,15 @@ def adapt_domain_folders(
 
     with together.united():
         mine = together.deal(len(domains))
-        found = _adapt_each(domains, mine, opened, adapter, results, checkpoint, force, watch)
-    found = sum(together.gather(found))
+        own = _adapt_each(domains, mine, opened, adapter, results, checkpoint, force, watch)
+    # Not by way of the files: those of another machine may be seen there only after a while.
+    every = together.gather(own)
+    done = {row.domain: row for part, _ in every for row in part}
+    found = sum(there for _, there in every)
     line = command_line("adapt", arguments, defaults)
 
     def summed_up() -> DomainsRun:
-        rows = tuple(results.rows(domains))
+        rows = tuple(done[name] for name in domains)
         about = _details(line, arguments, folder, checkpoint, head, where, notes)
         details = {**about, "processes": together.size, **_all_of(rows)}
         words = answer(runs_of(rows), "domain")
@@ -246,9 +249,14 @@ def _adapt_each(
     checkpoint: Checkpoint,
     force: bool,
     watch: Callable[[int], None],
-) -> int:
-    """Write the result of each domain of these numbers that is not there; return how many were."""
+) -> tuple[list[DomainRow], int]:
+    """Write the result of each domain of these numbers that is not there.
+
+    Returns:
+        What became of each, and how many were there.
+    """
     base = checkpoint.fingerprint()
+    rows: list[DomainRow] = []
     found = 0
     for number in mine:
         name = domains[number]
@@ -267,11 +275,13 @@ def _adapt_each(
             there, row, pack = False, DomainRow(name, FAILED, error=_reason(error)), None
         if there:
             found += 1
+            row = results.row(name)
         else:
-            seconds = round(time.perf_counter() - start, 3)
-            results.write(replace(row, seconds=seconds), images, pack)
+            row = replace(row, seconds=round(time.perf_counter() - start, 3))
+            results.write(row, images, pack)
+        rows.append(row)
         watch(number)
-    return found
+    return rows, found
 
 
 def _reason(error: Exception) -> str:
