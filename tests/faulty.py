@@ -11,7 +11,6 @@ from pathlib import Path
 
 import adaptkit
 from adaptkit.data import loader
-from adaptkit.errors import DataError
 from cli import main
 
 decoded = 0
@@ -23,7 +22,7 @@ def fail(kind: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "hang":
         time.sleep(600)
-    raise RuntimeError("the disk made a noise") if kind == "raise" else DataError("disk gone")
+    raise OSError("the disk made a noise")
 
 
 def failing(kind: str, after: int) -> None:
@@ -48,5 +47,6 @@ if __name__ == "__main__":
         elif fault.startswith("--"):
             arguments += fault.split("=")
         else:
-            failing(fault, after=120)
+            kind, _, after = fault.partition(":")
+            failing(kind, int(after))
     main(arguments, prog_name="adaptkit")

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -317,13 +317,13 @@ def go_wrong(how: str) -> None:
         if how == "infinite":
             asked["on_bad"] = "raise"
             batches[2][0, 0] = torch.nan
-        if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if how == "hang":
-            time.sleep(9)
+        if how in _ENDS:
+            _ENDS[how]()
+        if how.endswith(" at a layer"):
+            asked["forward"] = partial(_ends_at_a_layer, how.removesuffix(" at a layer"))
     if how == "infinite":
         asked["on_bad"] = "raise"
-    if how == "forward" and rank == 0:
+    if rank == 0 and (how == "forward" or how.endswith(" at a layer")):
         asked["forward"] = _forward
     before = {name: t.clone() for name, t in model.state_dict().items()}
     try:
@@ -345,6 +345,23 @@ def _forward(model: nn.Module, batch: Tensor) -> Any:
 def _breaks_forward(model: nn.Module, batch: Tensor) -> Any:
     if len(batch) > 2:  # not of the first look
         model.get_submodule("6").register_forward_pre_hook(_refuse)
+    return model(batch)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> None:
+    time.sleep(9)
+
+
+_ENDS = {"kill": _kill, "hang": _hang}
+
+
+def _ends_at_a_layer(how: str, model: nn.Module, batch: Tensor) -> Any:
+    if len(batch) > 2:  # not of the first look
+        _ENDS[how]()
     return model(batch)
 
 
@@ -384,9 +401,10 @@ def test_processes_whose_batches_pass_other_layers_say_so() -> None:
         assert "pass other norm layers" in one.error[1]
 
 
-def test_a_process_that_is_killed_is_named() -> None:
+@pytest.mark.parametrize("where", ["", " at a layer"])
+def test_a_process_that_is_killed_is_named(where: str) -> None:
     start = time.monotonic()
-    first, second = job(2, go_wrong, "kill", timeout=5)
+    first, second = job(2, go_wrong, f"kill{where}", timeout=5)
     assert second.code == -signal.SIGKILL
     assert first.error is not None
     assert first.error[0] == "DistributedError"
@@ -399,6 +417,12 @@ def test_a_process_that_hangs_is_named() -> None:
     assert first.error is not None
     assert "rank 1 gave no sign of life for 3 s" in first.error[1]
     assert "alone()" in first.error[1]
+
+
+def test_a_process_that_hangs_at_a_layer_is_named() -> None:
+    first, _ = job(2, go_wrong, "hang at a layer", timeout=3)
+    assert first.error is not None
+    assert first.error == ("DistributedError", "rank 1 gave no answer in time")
 
 
 def no_data_at_all() -> None:
