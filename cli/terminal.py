@@ -104,6 +104,8 @@ def print_run(run: "Run") -> None:
         chosen = f"{statistics.samples:,} of {run.images:,} images"
         out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
     out.print(f"Images: {run.report.details['prepared']}")
+    if run.report.details["processes"] > 1:
+        out.print(f"Processes: {run.report.details['processes']:,}")
     for note in run.notes:
         out.print(f"Note: {note}")
     if run.report.details.get("input_fit"):

@@ -44,13 +44,14 @@ def job(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 3
         work: a function at the top of a module.
         arguments: of it.
         timeout: of collective operations, in seconds.
+        backend: of the process group.
     """
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for rank in range(size):
             here, there = _context.Pipe(duplex=False)
             process = _context.Process(
-                target=_work, args=(there, rank, size, folder, timeout, work, arguments)
+                target=_work, args=(there, rank, size, folder, timeout, backend, work, arguments)
             )
             process.start()
             there.close()
@@ -92,6 +93,7 @@ def _work(
     size: int,
     folder: str,
     timeout: float,
+    backend: str,
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -99,7 +101,7 @@ def _work(
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), size)  # type: ignore[attr-defined]
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+        backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
     )
     try:
         there.send((work(*arguments), None))

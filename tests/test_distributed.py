@@ -289,6 +289,30 @@ def test_alone_and_over_a_group() -> None:
         assert both == (0 if rank == 1 else 10)
 
 
+def on_gpu() -> Flat:
+    rank = dist.get_rank()
+    where = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(where)
+    loader = DataLoader(TensorDataset(images()), batch_size=6)
+    adapted = adaptkit.adapt(net(), loader, device=where, samples="all")
+    scores = adaptkit.evaluate(adapted, loader)
+    assert len(scores) == N
+    return flat(adaptkit.estimate(net(), loader, device=where, samples="all").to("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["gloo", "cpu:gloo,cuda:nccl", "nccl"])
+def test_processes_on_gpus(backend: str) -> None:
+    gpus = torch.cuda.device_count()
+    if not gpus or ("nccl" in backend and gpus < 2):
+        pytest.skip("needs a GPU; with nccl one for each process")
+    truth = flat(adaptkit.estimate(net(), [images()], samples="all"))
+    for found in values(job(2, on_gpu, backend=backend)):
+        for name, (mean, variance, _) in truth.items():  # convolutions round otherwise there
+            np.testing.assert_allclose(found[name][0], mean, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(found[name][1], variance, rtol=1e-3)
+
+
 # What goes wrong in one process ends in an error in all.
 
 
