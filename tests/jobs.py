@@ -36,8 +36,14 @@ class Ended:
     code: int | None
 
 
-def job(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 30.0) -> list[Ended]:
-    """Run ``work(*arguments)`` in `size` processes with a process group of gloo.
+def job(
+    size: int,
+    work: Callable[..., Any],
+    *arguments: Any,
+    timeout: float = 30.0,
+    backend: str = "gloo",
+) -> list[Ended]:
+    """Run ``work(*arguments)`` in `size` processes with a process group.
 
     Args:
         size: how many processes.
