@@ -229,6 +229,27 @@ def test_evaluations_and_features_are_of_the_whole_in_its_order(size: int) -> No
         assert found["certificate"] == pytest.approx(worst, rel=1e-3)
 
 
+def segments() -> tuple[nn.Module, DataLoader[Any]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Conv2d(3, 4, 1)
+    truth = (images()[:, 0] * 10).long() % 4
+    return model, DataLoader(TensorDataset(images(), truth), batch_size=7)
+
+
+def evaluate_pixels() -> tuple[Any, ...]:
+    found = adaptkit.evaluate_dense(*segments())
+    return found.predicted, found.confusion, found.confidence
+
+
+def test_segmentations_are_of_the_whole_in_its_order() -> None:
+    truth = adaptkit.evaluate_dense(*segments())
+    for predicted, confusion, confidence in values(job(3, evaluate_pixels)):
+        np.testing.assert_array_equal(predicted, truth.predicted)
+        np.testing.assert_array_equal(confusion, truth.confusion)
+        np.testing.assert_allclose(confidence, truth.confidence, rtol=1e-5)
+
+
 def store(model: nn.Module, mean: float) -> None:
     for layer in norms.norm_layers(model).values():
         was = norms.read(layer)

@@ -82,6 +82,24 @@ def test_three_processes_make_what_one_does(here: Path) -> None:
         assert dict(leaves(found[name])) == pytest.approx(dict(leaves(due[name]))), name
 
 
+@pytest.mark.slow
+def test_shift_and_more_of_adapt_are_those_of_one_process(here: Path, made: Path) -> None:
+    x, y = digits.images()
+    for i in range(40):
+        digits.write(here / "source-data" / str(int(y[i])) / f"{i}.png", x[i])
+    shift = ("shift", "--model", "source.pt", "--target", "target", "--device", "cpu")
+    more = ("--holdout", "0.4", "--certify", "--input-fit", "--prior", "5")
+    for name, line in (("s", shift), ("a", (*LINE, *more)), ("i", (*LINE, "--method", "adain"))):
+        line = (*line, "--source-data", "source-data")
+        one = CliRunner().invoke(main, [*line, "--force", "--report", f"{name}1.csv"])
+        assert one.exit_code == 0, one.output
+        two = torchrun(2, "-m", "cli", *line, "--force", "--report", f"{name}2.csv")
+        assert two.returncode == 0, two.stderr
+        found, due = (pd.read_csv(f"{name}{n}.csv").set_index(["metric", "scope"]) for n in (2, 1))
+        found, due = (frame.drop(index="certificate", errors="ignore") for frame in (found, due))
+        pd.testing.assert_frame_equal(found, due, rtol=1e-4, atol=1e-7)
+
+
 def leaves(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (place, value) of all that a JSON file says."""
     if isinstance(tree, (dict, list)):
