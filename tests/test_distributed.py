@@ -465,6 +465,7 @@ def test_a_process_that_hangs_is_named() -> None:
     assert "alone()" in first.error[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_at_a_layer_is_named() -> None:
     first, _ = job(2, go_wrong, "hang at a layer", timeout=3)
     assert first.error is not None

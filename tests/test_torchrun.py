@@ -62,6 +62,7 @@ def torchrun(size: int, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout, "\n".join(ours))
 
 
+@pytest.mark.slow
 def test_three_processes_make_what_one_does(here: Path) -> None:
     one = CliRunner().invoke(main, [*LINE, "--out", "one.pt"])
     assert one.exit_code == 0, one.output
