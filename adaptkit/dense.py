@@ -115,6 +115,8 @@ def evaluate_dense(
     >>> round(found.pixel_accuracy, 4), round(found.mean_iou, 4)
     (0.6667, 0.5)
     """
+    if world().size > 1:
+        model = norms.unwrap(model)  # DDP's forward is one of all processes
     where = device_of(model)
     predicted: list[Tensor] = []
     confusion: list[Tensor] = []

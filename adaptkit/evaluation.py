@@ -96,6 +96,8 @@ def evaluate(
     >>> evaluate(net, [(torch.tensor([[5.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0]))]).accuracy
     0.5
     """
+    if world().size > 1:
+        model = norms.unwrap(model)  # DDP's forward is one of all processes
     where = device_of(model) if device is None else resolve_device(device)
     if where != device_of(model):
         model = copy.deepcopy(model).to(where)

@@ -58,6 +58,8 @@ def features(
     >>> features(net, [torch.zeros(4, 1, 5, 5)], layer="3").shape
     (4, 2)
     """
+    if world().size > 1:
+        model = norms.unwrap(model)  # DDP's forward is one of all processes
     where = device_of(model)
     found: list[NDArray[np.float32]] = []
     share = Share.of(loader, world())

@@ -108,6 +108,8 @@ def main(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
     elif _launched() and ctx.invoked_subcommand not in _OVER_PROCESSES:
+        if os.environ["RANK"] != "0":  # which all say alike, and one is enough
+            ctx.exit(1)
         raise click.ClickException(
             f"`adaptkit {ctx.invoked_subcommand}` works in one process: start it without torchrun"
         )

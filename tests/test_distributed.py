@@ -23,8 +23,12 @@ from torch.utils.data.distributed import DistributedSampler
 import adaptkit
 from adaptkit import Moments, Statistics, norms
 from adaptkit.distributed import ALONE, Share, Whole, World, alone, over, world
+from adaptkit.domains import adapt_domains
+from adaptkit.errors import DistributedError
 from adaptkit.estimation import agreement
 from adaptkit.features import features
+from adaptkit.input_fit import fit_input
+from adaptkit.models import SmallCNN
 
 N = 53  # images: a prime, so that nothing divides evenly
 
@@ -332,6 +336,29 @@ def test_processes_on_gpus(backend: str) -> None:
         for name, (mean, variance, _) in truth.items():  # convolutions round otherwise there
             np.testing.assert_allclose(found[name][0], mean, rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(found[name][1], variance, rtol=1e-3)
+
+
+def in_one_process_only() -> list[str]:
+    loader = loaders()["a data set"]
+    said = []
+    for call in (
+        lambda: adaptkit.calibrate(net(), loader),
+        lambda: adapt_domains(net(), loader),
+        lambda: fit_input(net(), loader),
+    ):
+        with pytest.raises(DistributedError) as error:
+            call()
+        said.append(str(error.value))
+    with alone():
+        assert adaptkit.calibrate(SmallCNN(3, 4), loader).classes == 4
+    return said
+
+
+def test_what_works_in_one_process_says_so() -> None:
+    for said in values(job(2, in_one_process_only)):
+        names = ("calibrate", "adapt_domains", "fit_input")
+        for name, text in zip(names, said, strict=True):
+            assert text.startswith(f"{name} works in one process")
 
 
 # What goes wrong in one process ends in an error in all.

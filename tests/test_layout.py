@@ -60,8 +60,8 @@ MAY_IMPORT = {
         "moments",
         "norms",
     },
-    "domains": {"batches", "errors", "estimation", "loaders", "moments", "norms"},
-    "input_fit": {"batches", "errors", "moments", "norms"},
+    "domains": {"batches", "distributed", "errors", "estimation", "loaders", "moments", "norms"},
+    "input_fit": {"batches", "distributed", "errors", "moments", "norms"},
     "guard": {
         "batches",
         "distributed",

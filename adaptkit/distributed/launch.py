@@ -39,7 +39,6 @@ def joined(timeout: float) -> Iterator[World]:
     if launched() == 1:
         yield ALONE
         return
-    signal.signal(signal.SIGTERM, _stop)  # the launcher's, once another process has ended
     backend = "gloo"
     if torch.cuda.is_available():
         number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -52,12 +51,13 @@ def joined(timeout: float) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DistributedError(
             f"the {launched()} processes of the job did not come together in {timeout:g} s: "
             f"{reason:.200}"
         ) from error
+    signal.signal(signal.SIGTERM, _stop)  # the launcher's, once another process has ended
     with over(timeout=timeout) as world:
         _joined.append(world)
         yield world
@@ -68,10 +68,11 @@ def joined(timeout: float) -> Iterator[World]:
 
 
 def speaks() -> bool:
-    """Whether it is for this process to say what happened: one of a job does."""
-    if _joined:
-        return _joined[-1].meeting.first_to("speak")
-    return launched() == 1 or os.environ["RANK"] == "0"
+    """Whether it is for this process to say what happened: one of a job does.
+
+    One that has not joined the others knows nothing of them, and speaks for itself.
+    """
+    return _joined[-1].meeting.first_to("speak") if _joined else True
 
 
 def _stop(number: int, _: FrameType | None) -> None:

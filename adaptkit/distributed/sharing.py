@@ -1,22 +1,26 @@
 """Which of a loader's samples fall to which process: each to exactly one."""
 
 import hashlib
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from adaptkit.distributed.world import World
-from adaptkit.errors import AdaptkitError, DataError
+from adaptkit.errors import AdaptkitError, DataError, DistributedError
 from adaptkit.loaders import HasSubset, Skips, indices_of, narrowed
+
+_LOOKED_AT = 8  # samples beside the first that show whether two data sets are the same
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,21 @@ class Whole:
         """Look at a loader, in a world of several processes together with them.
 
         A DistributedSampler stands for its whole data set, without what it repeats or drops. Two
-        data sets count as the same if they are as long and their first, middle and last samples are
-        equal; otherwise each process's loader holds samples of its own.
+        data sets count as the same if they are as long and nine samples, from the first to the
+        last, are equal; otherwise each process's loader holds samples of its own.
         """
         if world.size == 1:
             held = indices_of(loader, seed)
             return cls(None if held is None else [len(held)], True, held)
         every = world.together(lambda: _Look.at(loader, seed))
         here = every[world.rank]
-        if all(look.sampled is not None for look in every):
+        sampled = all(look.sampled is not None for look in every)
+        if sampled and len({look.digest for look in every}) > 1:
+            raise DistributedError(
+                "the processes' samplers are distributed ones, over data sets that are not the "
+                "same: give each process a plain loader of its own data"
+            )
+        if sampled:
             dealt = [look.sampled or () for look in every]
             alike = all(part == dealt[0] for part in dealt)
             indices = dealt[0] if alike else sorted({i for part in dealt for i in part})
@@ -162,7 +172,9 @@ class _Look:
         if sampler is not None:
             data: Any = loader.dataset  # type: ignore[attr-defined]
             torchs = type(sampler) is DistributedSampler
-            return cls(sampled=range(len(data)) if torchs else [int(i) for i in sampler])
+            digest = _digest(loader, range(len(data)))
+            sampled = range(len(data)) if torchs else [int(i) for i in sampler]
+            return cls(digest=digest, sampled=sampled)
         indices = indices_of(loader, seed)
         if indices is None:
             return cls()
@@ -175,14 +187,22 @@ def _distributed(loader: Iterable[Any]) -> Any:
     """Return a loader's DistributedSampler, torch's own or one derived from it; None without."""
     if not isinstance(loader, DataLoader) or isinstance(loader, HasSubset):
         return None
-    samplers = (getattr(loader.batch_sampler, "sampler", None), loader.sampler)
+    if type(loader.batch_sampler) is not BatchSampler:  # which batches by some rule of its own
+        return None
+    samplers = (loader.batch_sampler.sampler, loader.sampler)
     return next((s for s in samplers if isinstance(s, DistributedSampler)), None)
 
 
 def _digest(loader: Any, indices: Sequence[int]) -> str:
-    """Return a digest of a loader's first, middle and last sample."""
-    few = sorted({indices[i] for i in (0, len(indices) // 2, -1)}) if indices else []
-    digest = hashlib.sha256()
+    """Return a digest of a loader's indices, and of some of its samples."""
+    last = len(indices) - 1
+    few = (
+        sorted({indices[last * i // _LOOKED_AT] for i in range(_LOOKED_AT + 1)}) if indices else []
+    )
+    digest = hashlib.sha256(np.asarray(indices, dtype=np.int64).tobytes())
+    if (names := _names(loader)) is not None:
+        digest.update("\0".join(map(str, names)).encode(errors="surrogateescape"))
+        return digest.hexdigest()
     with _seeded():
         for index in few:
             try:
@@ -191,6 +211,14 @@ def _digest(loader: Any, indices: Sequence[int]) -> str:
             except (AdaptkitError, OSError, RuntimeError, ValueError) as error:
                 digest.update(str(error).encode())  # whoever reads it will say so
     return digest.hexdigest()
+
+
+def _names(loader: Any) -> Sequence[Any] | None:
+    """Return the names of a loader's samples, by which it can be told better than by reading some.
+
+    An image that one machine cannot read is still the same one.
+    """
+    return loader.paths() if isinstance(loader, Skips) and hasattr(loader, "paths") else None
 
 
 def _bytes(leaf: Any) -> bytes:
@@ -202,7 +230,9 @@ def _bytes(leaf: Any) -> bytes:
         return str((leaf.dtype, leaf.shape)).encode() + np.ascontiguousarray(leaf).tobytes()
     if hasattr(leaf, "tobytes"):  # an image of PIL
         return bytes(leaf.tobytes())
-    return repr(leaf).encode() if isinstance(leaf, (str, int, float, bytes)) else b""
+    if leaf is None or isinstance(leaf, (str, int, float, complex, bytes, PurePath)):
+        return repr(leaf).encode()
+    return os.urandom(16)  # of a kind that cannot be compared: not the same, as far as is known
 
 
 @contextmanager

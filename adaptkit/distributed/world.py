@@ -275,6 +275,18 @@ def named(error: Exception) -> str:
     return f"{type(error).__name__}: {reason:.200}"
 
 
+def one_process(what: str) -> None:
+    """Refuse to go on in one of several processes, each of which would find something else.
+
+    Raises:
+        DistributedError: there are several.
+    """
+    if world().size > 1:
+        raise DistributedError(
+            f"{what} works in one process: call it within adaptkit.distributed.alone(), on all data"
+        )
+
+
 def is_agreed(error: Exception) -> bool:
     """Whether every process that can raises an error at this place."""
     return isinstance(error, DistributedError) or _AGREED in error.__dict__

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from adaptkit.batches import Forward
+from adaptkit.distributed import one_process
 from adaptkit.domains.first_layer import measure
 from adaptkit.domains.parts import Parts
 from adaptkit.domains.router import Router
@@ -70,6 +71,7 @@ def adapt_domains(
     def whole(part: Iterable[Any]) -> Statistics:
         return estimate(model, part, forward=forward, progress=progress)
 
+    one_process("adapt_domains")
     parts = Parts.of(loader)
     layer, seen = measure(model, parts.whole, forward=forward, progress=progress)
     read = parts.read(len(seen))

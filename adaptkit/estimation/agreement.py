@@ -67,7 +67,7 @@ def neighbours(world: World, where: torch.device) -> int:
 
 
 def _checksums(model: nn.Module) -> dict[str, int]:
-    """Return name -> the sum of a tensor's bytes as whole numbers; the same on every device."""
+    """Return name -> a checksum of a tensor's bytes; the same on every device."""
     statistics = {
         f"{name}.{buffer}".lstrip(".")
         for name in norms.norm_layers(model)
@@ -80,7 +80,8 @@ def _checksums(model: nn.Module) -> dict[str, int]:
                 f"{name} is dealt out over processes (FSDP, DTensor), and estimation needs a whole "
                 f"model in each: gather its state dict and load that into a plain model"
             )
-        if name not in statistics and tensor.layout is torch.strided and tensor.numel():
+        plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.numel()
+        if name not in statistics and plain:
             found[f"checksum of {name}"] = _checksum(tensor)
     return {name: int(value) for name, value in found.items()}
 
@@ -89,4 +90,6 @@ def _checksum(tensor: Tensor) -> Tensor:
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = tensor.detach().resolve_conj().contiguous().reshape(-1)
     flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-    return flat.view(whole[flat.element_size()]).sum(dtype=torch.int64)
+    numbers = flat.view(whole[flat.element_size()]).long()
+    place = torch.arange(1, 2 * len(numbers), 2, device=numbers.device)  # odd: none is lost
+    return (numbers * place).sum()  # in whole numbers, which wrap around

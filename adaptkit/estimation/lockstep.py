@@ -98,21 +98,36 @@ def lockstep(
         for coroutine in running:
             undo.callback(coroutine.close)
 
+        failed: list[Exception] = []  # which the other processes hear of at the next visit
+
         def stretch() -> tuple[str, Moments] | None:
+            if failed:
+                raise failed[0]
             arrivals = _advance(running)
             if not arrivals:
                 return None
             name = arrivals[0].layer
             return name, _pooled(name, layers[name], [a.moments for a in arrivals], weight)
 
+        def ended() -> None:
+            if failed:
+                raise failed[0]
+
         while done != visits and (step := merge(done, stretch) if merge else stretch()):
             name, here = step
-            found[name] = found[name] + here if name in found else here
-            _check(name, found[name])
-            norms.replace(layers[name], *(settle or as_found)(name, found[name]))
+            try:
+                found[name] = found[name] + here if name in found else here
+                _check(name, found[name])
+                norms.replace(layers[name], *(settle or as_found)(name, found[name]))
+                if progress:
+                    progress(len(found))
+            except Exception as error:
+                if merge is None:
+                    raise
+                failed.append(error)
             done += 1
-            if progress:
-                progress(len(found))
+        if merge and done == visits:
+            merge(done, ended)
     return found
 
 

@@ -289,8 +289,18 @@ class Engine:
             raise EstimationError(
                 "no sample passed a norm layer with statistics: does forward= use the model?"
             )
+        layouts = self.world.gather(sample.layout == torch.contiguous_format)
+        if any(layouts):  # of one that has data
+            sample.lay_out(torch.contiguous_format)
+        # All hold as many, so that what they hold is the same draw again for whoever certifies it.
+        return seen, min(
+            limit for limit in self.world.gather(self._limit(sample, seen, memory)) if limit
+        )
+
+    def _limit(self, sample: Sample, seen: Probe, memory: int) -> int:
+        """Return how many samples memory allows; 0 where there are none to tell from."""
         if not sample.count:
-            return seen, 0
+            return 0
         rows = sample.first(2)
         size = size_of(rows)
         each = max(1, (seen.waiting + bytes_of(rows)) // size)
@@ -298,7 +308,7 @@ class Engine:
         memory = int(memory / SLACK) - min(KERNELS_BYTES, memory // 8)
         most = min(MICRO_BATCH_BYTES // each, memory // 8 // while_running, MOST_IN_MICRO_BATCH)
         self.rows = max(1, most)
-        return seen, max((memory - while_running * self.rows) // each, 2)
+        return max((memory - while_running * self.rows) // each, 2)
 
     def _probed(self, sample: Sample) -> Probe:
         try:

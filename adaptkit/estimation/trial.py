@@ -135,8 +135,7 @@ class Trial:
                 raise EstimationError(no_data(sum(bad for _, bad in counts)))
             _, limit = engine.look(self._sample)
         self._engine.rows = engine.rows
-        limits = together.gather(limit if self._sample.count else None)
-        return together.part(min(limit for limit in limits if limit is not None))
+        return together.part(limit)
 
     def __len__(self) -> int:
         return self._sample.count

@@ -13,6 +13,7 @@ from torch import nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, labels_of, to_device
+from adaptkit.distributed import one_process
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation.sampling import finite
 from adaptkit.evaluation import logits_of
@@ -114,6 +115,7 @@ def calibrate(
     >>> int(calibrate(net, [(x, y)]).confusion.sum())
     64
     """
+    one_process("calibrate")
     model = norms.unwrap(model)
     batches = iter(loader)
     first = next(batches, None)

@@ -30,6 +30,11 @@ class MapShares(NamedTuple):
     explained: float
 
 
+def _in_both(half: NDArray[np.bool_], labels: NDArray[np.int64], k: int) -> list[int]:
+    """Return the classes that have samples in both halves."""
+    return [c for c in range(k) if half[labels == c].any() and (~half)[labels == c].any()]
+
+
 @dataclass(frozen=True, eq=False)
 class ClassMaps:
     """Mean inputs of each class, averaged down to 14 places an axis, less each channel's mean.
@@ -50,7 +55,11 @@ class ClassMaps:
     def of(cls, places: Floats, labels: NDArray[np.int64], k: int) -> "ClassMaps":
         """Take them from what `in_places` gives of labelled samples, (N, C, …), of K classes."""
         half = np.arange(len(labels)) % 2 == 0
-        known = [c for c in range(k) if half[labels == c].any() and (~half)[labels == c].any()]
+        known = _in_both(half, labels, k)
+        if len(known) < k:  # the classes alternate, or one is rare: halve each by itself
+            for c in range(k):
+                half[labels == c] = np.arange((labels == c).sum()) % 2 == 0
+            known = _in_both(half, labels, k)
         rng = np.random.default_rng(0)
         maps = np.stack([mean_map(places[half & (labels == c)]) for c in known])
         others = [np.flatnonzero(~half & (labels == c)) for c in known]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, labels_of, to_device
+from adaptkit.distributed import one_process
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.moments import PerSample
 
@@ -107,6 +108,7 @@ def class_moments(
     >>> class_moments(net, data, classes=2).mean["0"].tolist()
     [[1.0], [5.0]]
     """
+    one_process("class_moments")
     chosen = norms.norm_layers(model, layers)
     if not chosen:
         raise EstimationError(

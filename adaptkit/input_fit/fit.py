@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adaptkit import norms
 from adaptkit.batches import device_of, inputs_of, to_device
+from adaptkit.distributed import one_process
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.input_fit.misfit import EPS, misfit
 from adaptkit.input_fit.stem import Floats, Response, ResponseSums, Stem
@@ -108,6 +109,7 @@ def fit_input(
     >>> round(fit.gain.item(), 3), round(fit.offset.item(), 3), round(fit.after, 3)
     (0.2, -2.0, 0.0)
     """
+    one_process("fit_input")
     layers = {
         name: layer
         for name, layer in norms.norm_layers(model).items()

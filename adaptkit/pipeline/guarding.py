@@ -57,14 +57,21 @@ def known_calibration(
     drawn = of_source.subset(some_of_each(labels, EACH, seed))
     count = len(drawn.dataset)  # type: ignore[arg-type]
     watch = progress and (lambda stage, n, _: progress(stage, n, count))
-    try:
-        with alone():  # each process of a job by itself; the first one's counts
-            found = calibrate(model, drawn, seed=seed, progress=watch)
-    except (DataError, EstimationError) as error:
-        if strict:
-            raise
-        return None, f"the source images do not calibrate the guard: {error}."
-    return world().first(found), ""
+    together = world()
+
+    def calibrated() -> tuple[Calibration | None, str]:
+        with alone():
+            return calibrate(model, drawn, seed=seed, progress=watch), ""
+
+    with together.united():  # the first process calibrates, for all
+        found: tuple[Calibration | None, str] = None, ""
+        try:
+            found = calibrated() if together.rank == 0 else found
+        except (DataError, EstimationError) as error:
+            if strict:
+                raise
+            found = None, f"the source images do not calibrate the guard: {error}."
+    return together.first(found)
 
 
 def some_of_each(labels: Sequence[int], each: int, seed: int) -> list[int]:

@@ -57,7 +57,8 @@ def fit(
     Raises:
         EstimationError: what comes before the first norm layer is not linear.
     """
-    with alone():  # each process of a job by itself, on a bounded sample; the first one's counts
+    # Each process of a job by itself, on all images; the first one's counts.
+    with world().united(), alone():
         found = fit_input(model, to_adapt, progress=progress)
     found = world().first(found)
     if not found.changes:
