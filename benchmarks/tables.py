@@ -9,6 +9,7 @@ import pandas as pd
 from benchmarks import (
     corruptions,
     cost,
+    domains,
     exactness,
     guard,
     label_shift,
@@ -67,6 +68,7 @@ TABLES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "label-shift-no-gain": ("label-shift", label_shift.no_gain),
     "mixtures-no-gain": ("mixtures", mixtures.no_gain),
     "cost": ("cost", cost.summary),
+    "domains": ("domains", domains.summary),
     "scaling": ("scaling", scaling.summary),
     "throughput": ("throughput", throughput.summary),
     "warm": ("warm", throughput.summary),
