@@ -108,6 +108,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     Efficiency is the speed, one process being 1, over the cores that the processes can have.
     """
     of_work = frame[frame["method"].isin(WORK)]
+    together = of_work.groupby(_KEYS, sort=False).ngroup().sort_values(kind="stable").index
+    of_work = of_work.loc[together]  # case by case
     table = medians(of_work)
     cores = int(frame["cores"].iloc[0])
     speed = _speed(table)
