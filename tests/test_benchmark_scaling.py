@@ -241,7 +241,7 @@ def test_a_tolerance_draws_as_many_as_its_error_needs() -> None:
 def test_tables_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = frame_of(monkeypatch)
     worked = scaling_model.worked(frame)
-    assert worked["in all"].tolist()[3] == "does not fit"
+    assert worked["in all"].tolist()[4] == "does not fit"
     assert worked["images"].tolist()[1] == "100,000"
     assert len(scaling_model.assumed_table(frame)) == len(vars(Assumed()))
     assert scaling_model.measured_table(frame)["value"].notna().all()
