@@ -14,6 +14,7 @@ from adaptkit import DependencyError
 from benchmarks import (
     corruptions,
     cost,
+    domains,
     exactness,
     guard,
     label_shift,
@@ -54,6 +55,7 @@ BENCHMARKS = {
     "warm": Benchmark(throughput.run_warm, throughput.figure),
     "memory": Benchmark(memory.run, memory.figure),
     "profile": Benchmark(profile.run, profile.figure),
+    "domains": Benchmark(domains.run, domains.figure),
     "scaling": Benchmark(scaling.run, scaling.figure),
     "precision": Benchmark(precision.run, precision.figure),
     "norms": Benchmark(norms.run, norm_tables.figure),

@@ -31,6 +31,7 @@ _MACHINE = ("processor", "isa", "device", "threads", "torch")
 _DESCRIBES = {*_MACHINE, "adaptkit", "torchvision", "python", "cores", "date", "command"}
 # Not `images`, which is a factor too: what was run on more of them is another group.
 _MEASURED = {*_SHARES, *_COSTS, "samples", "n", "failed", "user s", "system s"}
+_MEASURED |= {"operations", "all-reduces", "bytes all-reduced", "bytes handed", "bytes a sample"}
 _MEASURED_TOO = re.compile(r"change|ci_low|ci_high|certificate.*|singular_.*|.* %")
 
 _FRACTION = re.compile(r"-?(\d*)\.(\d+)(e[-+]?\d+)?")

@@ -1,6 +1,7 @@
 """Measurements in a process of their own, so that none inherits another's memory or caches."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -21,6 +22,24 @@ def in_fresh_process(module: str, *arguments: object) -> dict[str, Any]:
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def in_fresh_job(processes: int, module: str, *arguments: object) -> list[dict[str, Any]]:
+    """Run `python -m MODULE ARGUMENTS…` in processes of one thread that torchrun starts and joins.
+
+    Returns the JSON of the last line, which one of them prints.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launcher, "-m", module, *map(str, arguments)]
+    done = subprocess.run(  # noqa: S603
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

@@ -1,181 +1,169 @@
-"""How adapting to many targets scales with processes, and with threads in one process."""
+"""How one target scales with the processes that torchrun joins, and what its cost is made of."""
 
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from multiprocessing.synchronize import Barrier
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 import pandas as pd
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torchvision.models import resnet18
 
-from adaptkit import estimate
 from adaptkit.plotting import new_figure
+from benchmarks import figures, photographs
+from benchmarks.fresh import in_fresh_job
 from benchmarks.machine import described
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIZE = 64  # pixels
-BATCH = 64
-MEMORY = 2**30  # of one estimation: the same for all, whatever the others leave free
-AGREE = 1e-5  # standard deviations
-SETTINGS = [(method, workers) for method in ("processes", "threads") for workers in (1, 2, 4)]
-_STYLES = {"processes": ("#0072B2", "o"), "threads": ("#D55E00", "s")}  # Okabe and Ito's colours
+Row = dict[str, Any]
 
-_held: list[tuple[nn.Module, Tensor]] = []  # of a worker: the model, and the images by domain
+WORK = ("exact", "stream", "evaluate")  # methods that are of work on a target
+_BYTES = ("bytes all-reduced", "bytes handed", "bytes a sample")
+_WHOLE = ("samples", "operations", "all-reduces", *_BYTES, "visits")
+_KEYS = ["case", "architecture", "method"]
 
 
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Time a ResNet-18 adapted to many domains on the CPU, the settings in turn.
+    """Time jobs of 1, 2 and 4 processes on the CPU, in turn.
 
     Raises:
-        RuntimeError: a setting finds other statistics than the first one did.
+        RuntimeError: a job finds other statistics than one process did.
     """
-    domains, images, rounds = (4, 64, 1) if quick else (8, 1024, 3)
+    counts, rounds = ((1, 2), 1) if quick else ((1, 2, 4), 3)
+    files, names = (32, 2_000) if quick else (384, 20_000)
     rows = []
-    expected: NDArray[np.float64] | None = None
-    for number in range(1, rounds + 1):
-        for method, workers in SETTINGS:
-            processes, threads = (workers, 1) if method == "processes" else (1, workers)
-            seconds, found = adapted(domains, images, processes=processes, threads=threads)
-            expected = found if expected is None else expected
-            apart = difference(found, expected)
-            rows.append(
-                {
-                    "case": f"{domains} domains of {images:,} images, {SIZE} px",
-                    "architecture": "resnet18",
-                    "method": method,
-                    "workers": workers,
-                    "round": number,
-                    "samples": domains * images,
-                    "seconds": round(seconds, 3),
-                    "largest difference": apart,
-                    **described(),
-                    "device": "cpu",
-                    "threads": str(threads),
-                }
-            )
-            click.echo(f"{workers} {method:<10} {seconds:7.2f} s", err=True)
-            if not apart <= AGREE:  # NaN too
-                raise RuntimeError(
-                    f"{workers} {method} found statistics {apart:.1e} deviations apart"
-                )
+    expected: dict[str, np.ndarray] = {}
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        for side in (224, 427):
+            photographs.write(folder / f"photographs-{side}", files, side)
+        _many(folder / "many", folder / "photographs-224" / "000000.jpg", names)
+        for number in range(1, rounds + 1):
+            for count in counts:
+                quickly = ["--quick"] if quick else []
+                found = in_fresh_job(count, "benchmarks.scaling_job", folder, *quickly)
+                apart = _apart(folder, expected)
+                for place_of, row in enumerate(found):
+                    difference = apart.get(f"found-{place_of}")
+                    rows.append(_row(row, count, number, difference))
+                    _check(rows[-1])
+                click.echo(f"round {number} of {count} processes is done", err=True)
     frame = pd.DataFrame(rows)
+    whole = [name for name in frame.columns if name in _WHOLE]
+    frame = frame.astype(dict.fromkeys(whole, "Int64"))  # to the last digit, also beside unknowns
+    frame = frame.assign(**described()).assign(device="cpu", threads="1")
     return frame, summary(frame)
 
 
-def adapted(
-    domains: int, images: int, *, processes: int, threads: int
-) -> tuple[float, NDArray[np.float64]]:
-    """Estimate statistics on each domain, in processes of so many threads.
-
-    Returns:
-        Seconds from when all processes are warm, and (domains, 2, channels of all layers): means
-        and standard deviations.
-    """
-    context = get_context("spawn")
-    shared = threads, domains, images, context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, _warm_up, shared) as pool:
-        # One starts for each of these, and none ends before all processes are warm.
-        list(pool.map(_is_warm, range(processes)))
-        start = time.perf_counter()
-        found = list(pool.map(_statistics, range(domains)))
-        seconds = time.perf_counter() - start
-    return seconds, np.stack(found)
+def _many(folder: Path, file: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        os.link(file, folder / f"{number:09}.jpg")
 
 
-def _warm_up(threads: int, domains: int, images: int, all_warm: Barrier) -> None:
-    """Make what a worker needs, and wait for the others."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    model = resnet18().eval()
-    x = torch.stack([_domain(number, images) for number in range(domains)])
-    with torch.no_grad():
-        model(x[0, :2].float())
-    _held.append((model, x))
-    all_warm.wait()
+def _apart(folder: Path, expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return how far what a job found lies from what the first one did, by the files' names."""
+    apart = {}
+    for path in sorted(folder.glob("found-*.npy")):
+        found = np.load(path)
+        path.unlink()
+        expected.setdefault(path.stem, found)
+        apart[path.stem] = difference(found, expected[path.stem])
+    return apart
 
 
-def _is_warm(_: int) -> bool:
-    return bool(_held)
-
-
-def _domain(number: int, images: int) -> Tensor:
-    """Return images (N, 3, 64, 64), uint8: noise in patches of 1, 2, 4 or 8 px."""
-    patch = 2 ** (number % 4)
-    generator = torch.Generator().manual_seed(number)
-    shape = images, 3, SIZE // patch, SIZE // patch
-    small = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    return small.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-
-
-def _statistics(domain: int) -> NDArray[np.float64]:
-    """Return the means and standard deviations of all layers, one after the other."""
-    model, x = _held[-1]
-    batches = (part.float() / 255 for part in x[domain].split(BATCH))
-    found = estimate(model, batches, samples="all", memory=MEMORY)
-    if found.samples < x.shape[1]:
-        raise RuntimeError(f"memory allowed {found.samples} of {x.shape[1]} images only")
-    means = [moments.mean for moments in found.values()]
-    variances = [moments.variance() for moments in found.values()]
-    # Not as tensors, which would come through shared memory and its open files.
-    return torch.stack([torch.cat(means), torch.cat(variances).sqrt()]).numpy()
-
-
-def difference(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference of a mean or a standard deviation, in standard deviations."""
-    return float((np.abs(found - expected) / expected[:, 1:]).max())
+    return float((np.abs(found - expected) / expected[1]).max())
+
+
+def _row(row: Row, processes: int, number: int, apart: float | None) -> Row:
+    what = {"case": row["case"], "architecture": row.get("architecture", "any")}
+    what |= {"method": row["method"], "processes": processes, "round": number}
+    more = {"samples": None, "seconds": None, **row, **what}
+    return {**what, **more, "largest difference": apart}
+
+
+def _check(row: Row) -> None:
+    apart = row["largest difference"]
+    if row["method"] == "exact" and not apart <= row["agree"]:  # NaN too
+        raise RuntimeError(
+            f"{row['case']}: {row['processes']} processes found statistics {apart:.1e} deviations "
+            f"apart"
+        )
+
+
+def medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a thing measured and number of processes: the medians over rounds."""
+    measures = [name for name in frame.columns if frame[name].dtype.kind in "fi"]
+    measures = [name for name in measures if name not in ("processes", "round")]
+    return frame.groupby([*_KEYS, "processes"], sort=False)[measures].median().reset_index()
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a method and number of workers, from the medians over rounds.
+    """Return one row a case and number of processes, from the medians over rounds.
 
-    Efficiency is the speed, one worker being 1, over the cores that the workers can have.
+    Efficiency is the speed, one process being 1, over the cores that the processes can have.
     """
-    groups = frame.groupby(["method", "workers"], sort=False)
-    table = groups[["seconds"]].median().reset_index()
-    samples = groups["samples"].first().to_numpy()
-    table["images per second"] = (samples / table["seconds"]).round(1)
-    speed = _speed(table)
+    of_work = frame[frame["method"].isin(WORK)]
+    together = of_work.groupby(_KEYS, sort=False).ngroup().sort_values(kind="stable").index
+    of_work = of_work.loc[together]  # case by case
+    table = medians(of_work)
     cores = int(frame["cores"].iloc[0])
-    table["speed, 1 worker = 1"] = speed.round(2)
-    table["efficiency"] = (speed / table["workers"].clip(upper=cores)).round(2)
-    table["largest difference"] = groups["largest difference"].max().to_numpy()
-    return table
+    speed = _speed(table)
+    found = table[[*_KEYS, "processes"]].copy()
+    found["seconds"] = table["seconds"].round(2)
+    found["images per second"] = (table["samples"] / table["seconds"]).round(1)
+    found["speed, 1 process = 1"] = speed.round(2)
+    found["efficiency"] = (speed / table["processes"].clip(upper=cores)).round(2)
+    found["collectives"] = table["operations"].astype(int)
+    found["kB handed over"] = (table["bytes handed"] / 1e3).round(1)
+    found["waiting, %"] = table["waiting %"].round(1)
+    apart = of_work.groupby([*_KEYS, "processes"], sort=False)["largest difference"].max()
+    found["largest difference"] = apart.to_numpy()
+    return found
 
 
 def _speed(table: pd.DataFrame) -> "pd.Series[float]":
-    alone = table[table["workers"] == 1].set_index("method")["seconds"]
-    return table["method"].map(alone) / table["seconds"]
+    """Return the speed of each row, one process on the same case being 1."""
+    alone = table.loc[table["processes"] == 1, [*_KEYS, "seconds"]]
+    both = table[_KEYS].merge(alone, on=_KEYS, how="left")
+    return pd.Series(both["seconds"].to_numpy(float) / table["seconds"].to_numpy(float))
 
 
 def figure(frame: pd.DataFrame) -> "Figure":
-    """Draw the speed, one worker being 1, against the number of workers.
+    """Draw the speed, one process being 1, and the time of an all-reduce.
 
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    drawn = new_figure(7, 5)
-    axes = drawn.subplots()
-    table = frame.groupby(["method", "workers"], sort=False)["seconds"].median().reset_index()
-    table["speed"] = _speed(table)
-    workers = sorted(table["workers"].unique())
+    drawn = new_figure(11, 5.5)
+    axes, latency = drawn.subplots(1, 2)
+    table = medians(frame)
+    work = table[table["method"].isin(WORK)].reset_index(drop=True)
+    work = work.assign(speed=_speed(work))
+    counts = sorted(work["processes"].unique())
     cores = int(frame["cores"].iloc[0])
-    axes.plot(workers, workers, "--", color="grey", label="ideal")
+    axes.plot(counts, counts, "--", color="grey", label="ideal")
     axes.axvline(cores, linestyle=":", color="black", label=f"cores of this machine: {cores}")
-    for method, part in table.groupby("method", sort=False):
-        colour, marker = _STYLES[str(method)]
-        axes.plot(part["workers"], part["speed"], color=colour, marker=marker, label=str(method))
-    axes.set(xlabel="workers (processes or threads)", ylabel="speed, one worker = 1")
-    axes.set_xticks(workers)
+    for number, (keys, part) in enumerate(work.groupby(_KEYS, sort=False)):
+        case, architecture, method = keys
+        name = f"{method}, {architecture}, {case}"
+        axes.plot(part["processes"], part["speed"], label=name, **figures.style(number))
+    axes.set(xlabel="processes", ylabel="speed, one process = 1", title="one target")
+    axes.set_xticks(counts)
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{frame['case'].iloc[0]}: speed against workers")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    sums = table[table["method"] == "all-reduce"]
+    for number, (count, part) in enumerate(sums.groupby("processes", sort=False)):
+        kilobytes, microseconds = part["bytes handed"] / 1e3, part["seconds"] * 1e6
+        label = f"{count} processes"
+        latency.plot(kilobytes, microseconds, label=label, **figures.style(number))
+    latency.set(xlabel="kB: 64 to 2,048 channels", ylabel="µs (median)", title="one all-reduce")
+    latency.set(xscale="log", yscale="log")
+    latency.legend()
+    for one in (axes, latency):
+        one.grid(alpha=0.3)
+    figures.legend_below(drawn, axes, 2)
     return drawn

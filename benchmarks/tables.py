@@ -1,4 +1,4 @@
-"""Bring README.md's tables up to date with the CSV files: `python -m benchmarks.tables`."""
+"""Bring the pages' tables up to date with the CSV files: `python -m benchmarks.tables`."""
 
 import re
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import pandas as pd
 from benchmarks import (
     corruptions,
     cost,
+    domains,
     exactness,
     guard,
     label_shift,
@@ -17,12 +18,14 @@ from benchmarks import (
     precision,
     profile,
     scaling,
+    scaling_model,
     target_size,
     throughput,
     transfer,
 )
 
 README = Path(__file__).parent / "README.md"
+PAGES = (README, Path(__file__).parent.parent / "docs" / "scaling.md")
 RESULTS = Path(__file__).parent / "results"
 _PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -67,7 +70,13 @@ TABLES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "label-shift-no-gain": ("label-shift", label_shift.no_gain),
     "mixtures-no-gain": ("mixtures", mixtures.no_gain),
     "cost": ("cost", cost.summary),
+    "domains": ("domains", domains.summary),
     "scaling": ("scaling", scaling.summary),
+    "scaling-measured": ("scaling", scaling_model.measured_table),
+    "scaling-assumed": ("scaling", scaling_model.assumed_table),
+    "scaling-worked": ("scaling", scaling_model.worked),
+    "scaling-by-gpus": ("scaling", scaling_model.by_gpus),
+    "scaling-check": ("scaling", scaling_model.check),
     "throughput": ("throughput", throughput.summary),
     "warm": ("warm", throughput.summary),
     "profile": ("profile", profile.summary),
@@ -92,4 +101,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

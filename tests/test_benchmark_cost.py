@@ -1,4 +1,4 @@
-"""The benchmarks of cost against size and of scaling: who reads what, and what rows come to."""
+"""The benchmarks of cost against size and of many domains: who reads what, what rows come to."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks import cost, machine, precise_bn, scaling
+from benchmarks import cost, domains, machine, precise_bn
 from benchmarks.cost import METHODS, Images
 from benchmarks.norm_net import ResidualNet
 
@@ -167,7 +167,7 @@ def runs(cores: int | str = 2) -> pd.DataFrame:
 
 
 def test_efficiency_counts_no_more_workers_than_cores() -> None:
-    table = scaling.summary(runs("2"))
+    table = domains.summary(runs("2"))
     columns = ["method", "workers", "seconds", "images per second", "speed, 1 worker = 1"]
     assert list(table.columns) == [*columns, "efficiency", "largest difference"]
     assert table.iloc[:, :6].to_numpy().tolist() == [
@@ -179,12 +179,12 @@ def test_efficiency_counts_no_more_workers_than_cores() -> None:
     ]
     assert table["largest difference"].tolist() == pytest.approx([3e-7] * 5)
     read_back = pd.read_csv(io.StringIO(runs().to_csv(index=False)))
-    pd.testing.assert_frame_equal(scaling.summary(read_back), table)
+    pd.testing.assert_frame_equal(domains.summary(read_back), table)
 
 
-def test_the_figure_of_scaling_marks_the_ideal_and_the_cores() -> None:
+def test_the_figure_of_many_domains_marks_the_ideal_and_the_cores() -> None:
     pytest.importorskip("matplotlib")
-    (axes,) = scaling.figure(runs()).axes
+    (axes,) = domains.figure(runs()).axes
     lines = {str(line.get_label()): line for line in axes.lines}
     assert list(lines) == ["ideal", "cores of this machine: 2", "processes", "threads"]
     assert np.asarray(lines["ideal"].get_ydata()).tolist() == [1, 2, 4]
@@ -195,17 +195,17 @@ def test_the_figure_of_scaling_marks_the_ideal_and_the_cores() -> None:
 
 def test_a_difference_is_in_standard_deviations() -> None:
     expected = np.array([[[0.0, 1.0], [2.0, 4.0]]])  # means, then standard deviations
-    assert scaling.difference(expected, expected) == 0
-    assert scaling.difference(np.array([[[0.1, 1.0], [2.0, 4.0]]]), expected) == pytest.approx(0.05)
-    assert scaling.difference(np.array([[[0.0, 1.0], [2.0, 3.0]]]), expected) == pytest.approx(0.25)
+    assert domains.difference(expected, expected) == 0
+    assert domains.difference(np.array([[[0.1, 1.0], [2.0, 4.0]]]), expected) == pytest.approx(0.05)
+    assert domains.difference(np.array([[[0.0, 1.0], [2.0, 3.0]]]), expected) == pytest.approx(0.25)
 
 
 def test_domains_are_unlike_and_always_the_same() -> None:
-    domains = [scaling._domain(number, 2) for number in range(4)]
-    assert all(x.shape == (2, 3, 64, 64) and x.dtype == torch.uint8 for x in domains)
-    assert all(torch.equal(x, scaling._domain(n, 2)) for n, x in enumerate(domains))
-    assert torch.equal(domains[1][..., ::2], domains[1][..., 1::2])  # patches of 2 px
-    assert not torch.equal(domains[0][..., ::2], domains[0][..., 1::2])
+    made = [domains._domain(number, 2) for number in range(4)]
+    assert all(x.shape == (2, 3, 64, 64) and x.dtype == torch.uint8 for x in made)
+    assert all(torch.equal(x, domains._domain(n, 2)) for n, x in enumerate(made))
+    assert torch.equal(made[1][..., ::2], made[1][..., 1::2])  # patches of 2 px
+    assert not torch.equal(made[0][..., ::2], made[0][..., 1::2])
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-4, float("nan")])
@@ -221,12 +221,12 @@ def test_settings_that_find_other_statistics_are_refused(
         shift = 0.0 if (processes, threads) == (1, 1) else apart
         return 1.0, np.array([[[shift, 0.0], [1.0, 1.0]]] * domains)
 
-    monkeypatch.setattr(scaling, "adapted", fake)
-    if not apart <= scaling.AGREE:
+    monkeypatch.setattr(domains, "adapted", fake)
+    if not apart <= domains.AGREE:
         with pytest.raises(RuntimeError, match="2 processes found statistics"):
-            scaling.run(quick=True)
+            domains.run(quick=True)
         return
-    frame, table = scaling.run(quick=True)
+    frame, table = domains.run(quick=True)
     assert asked == [(1, 1), (2, 1), (4, 1), (1, 1), (1, 2), (1, 4)]
     assert table["largest difference"].max() == apart
     names = "case architecture method workers round samples seconds"
@@ -237,9 +237,9 @@ def test_settings_that_find_other_statistics_are_refused(
 
 @pytest.mark.slow
 def test_processes_find_what_one_finds() -> None:
-    seconds, one = scaling.adapted(3, 8, processes=1, threads=1)
+    seconds, one = domains.adapted(3, 8, processes=1, threads=1)
     assert seconds > 0
     assert one.shape == (3, 2, 4800)
-    assert scaling.difference(one[:1], one[1:2]) > 0.01  # else the order would not show
-    _, two = scaling.adapted(3, 8, processes=2, threads=1)
-    assert scaling.difference(two, one) <= scaling.AGREE
+    assert domains.difference(one[:1], one[1:2]) > 0.01  # else the order would not show
+    _, two = domains.adapted(3, 8, processes=2, threads=1)
+    assert domains.difference(two, one) <= domains.AGREE

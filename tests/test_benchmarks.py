@@ -1,16 +1,17 @@
-"""What the benchmarks' page says is what their CSV files hold."""
+"""What the benchmarks' pages say is what their CSV files hold."""
 
 import pandas as pd
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.machine import described
-from benchmarks.tables import README, RESULTS, TABLES, as_markdown, filled
+from benchmarks.tables import PAGES, RESULTS, TABLES, as_markdown, filled
 
 
-def test_the_page_shows_the_committed_results() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert filled(text) == text, "run `python -m benchmarks.tables`"
-    assert all(f"<!-- table: {name} -->" in text for name in TABLES)
+def test_the_pages_show_the_committed_results() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    assert [filled(text) for text in texts] == texts, "run `python -m benchmarks.tables`"
+    every = "".join(texts)
+    assert all(f"<!-- table: {name} -->" in every for name in TABLES)
 
 
 def test_committed_rows_say_what_and_where_they_are_of() -> None:
