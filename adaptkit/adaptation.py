@@ -39,8 +39,9 @@ def adapt(
     In a job of several processes, as `torchrun` starts one, call it in every process. Each reads a
     part of the data, and all get the same statistics, those of one process on all of it: where the
     loaders of all hold the same data set (a DistributedSampler or not), it is dealt out among them;
-    otherwise each one's loader is its own part. What the norm layers store in rank 0 is the
-    source's. `adaptkit.distributed.alone` keeps a call within one process.
+    otherwise, and of plain iterables always, each one's loader is its own part. Mode "stream" is an
+    approximation of its own: each process pools chunks of its part. What the norm layers store in
+    rank 0 is the source's. `adaptkit.distributed.alone` keeps a call within one process.
 
     Args:
         model: any model with BatchNorm layers or others that store statistics.

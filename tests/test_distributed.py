@@ -399,7 +399,7 @@ def go_wrong(how: str) -> None:
         asked["forward"] = _forward
     before = {name: t.clone() for name, t in model.state_dict().items()}
     try:
-        with over(timeout=3):
+        with over(timeout=3 if how == "hang" else 20):
             adaptkit.estimate(model, batches, **asked)
     finally:
         assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
