@@ -137,7 +137,8 @@ class Moments:
         n_i = values.repeat_interleave(sizes).to(mean_i.device)
         w_i = torch.ones_like(n_i) if weight is None else _weights(weight, n_i)
         share = w_i * n_i
-        total, count = float(share.sum()), int(n_i.sum())
+        # What weighs nothing does not count, so that it does not matter who has it of several sets.
+        total, count = float(share.sum()), int(n_i[w_i > 0].sum())
         if not total or not mean_i.shape[1]:
             return cls.empty(mean_i.shape[1], device=mean_i.device)
         # About a first guess, so that the sum over samples loses nothing to a large mean.

@@ -247,7 +247,7 @@ def in_one_process(folder: Path) -> list[Row]:
 
 def measured(folder: Path, cases: Iterable[Case], repeats: int) -> list[Row]:
     """Measure everything in the job that this process is in; the same rows in each."""
-    with joined(TIMEOUT) as world:
+    with joined(TIMEOUT, "cpu") as world:
         rows = [ran(c, world, folder / f"found-{n}.npy") for n, c in enumerate(cases)]
         rows += latencies(world, repeats) if world.size > 1 else in_one_process(folder)
         rows += decoding(world, folder)

@@ -10,33 +10,20 @@ import click
 
 from adaptkit import __version__
 from adaptkit.errors import AdaptkitError, Stopped
+from adaptkit.launched import launched
 
 from .adapt import adapt
 from .apply import apply
 from .calibrate import calibrate
 from .demo import demo
 from .inspect import inspect
+from .job import say
 from .report import report
 from .shift import shift
 
 INTERRUPTED = 130
 STOPPED = 143
 _OVER_PROCESSES = ("adapt", "shift")  # commands that a launcher may start several times, as one
-
-
-def _launched() -> bool:
-    """Whether torchrun started this process, and others with it."""
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-
-
-def _say(text: str) -> None:
-    """Print an error; of the processes of a job one does."""
-    if _launched():
-        from adaptkit.distributed.launch import speaks
-
-        if not speaks():
-            return
-    click.echo(text, err=True)
 
 
 class _Group(click.Group):
@@ -71,12 +58,12 @@ class _Group(click.Group):
         except (click.Abort, KeyboardInterrupt):
             if not standalone_mode:
                 raise
-            _say("Interrupted.")
+            say("Interrupted.")
             code = INTERRUPTED
         except Stopped:
             if not standalone_mode:
                 raise
-            _say(
+            say(
                 "Error: stopped from outside, as a launcher does when a process of its job has "
                 "ended."
             )
@@ -84,7 +71,7 @@ class _Group(click.Group):
         except click.ClickException as error:
             if not standalone_mode:
                 raise
-            _say("Error: " + " ".join(error.format_message().split()))
+            say("Error: " + " ".join(error.format_message().split()))
             code = error.exit_code
         if not standalone_mode:
             return code
@@ -107,7 +94,7 @@ def main(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
-    elif _launched() and ctx.invoked_subcommand not in _OVER_PROCESSES:
+    elif launched() > 1 and ctx.invoked_subcommand not in _OVER_PROCESSES:
         if os.environ["RANK"] != "0":  # which all say alike, and one is enough
             ctx.exit(1)
         raise click.ClickException(

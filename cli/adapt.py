@@ -7,6 +7,7 @@ import click
 from click.core import ParameterSource
 
 from . import options
+from .job import in_job
 
 
 @click.command()
@@ -173,14 +174,12 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
       source-adapted.pt
       ...
     """
-    from adaptkit.distributed.launch import joined
-
-    from .terminal import print_run, progress
+    from .terminal import print_run
 
     if arguments["domains"] == "folder":
         _adapt_folders(quiet, as_json, dist_timeout, arguments)
         return
-    with joined(dist_timeout) as world, progress(quiet=quiet or world.rank > 0) as watch:
+    with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
         from adaptkit.pipeline import adapt_folder
 
         run = adapt_folder(**{**arguments, "layers": arguments["layers"] or None}, progress=watch)
@@ -199,10 +198,7 @@ def _adapt_folders(
     quiet: bool, as_json: bool, dist_timeout: float, arguments: dict[str, Any]
 ) -> None:
     """Adapt to each sub-folder; fail at the end if one failed."""
-    from adaptkit.distributed.launch import joined
-
     from .domains import print_domains
-    from .terminal import progress
 
     source_of, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
     given = [name for name in _NOT_OF_FOLDERS if source_of(name) != default]
@@ -213,7 +209,7 @@ def _adapt_folders(
             f"leave out {names}"
         )
     kept = {k: v for k, v in arguments.items() if k not in (*_NOT_OF_FOLDERS, "domains")}
-    with joined(dist_timeout) as world, progress(quiet=quiet or world.rank > 0) as watch:
+    with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
         from adaptkit.errors import few
         from adaptkit.pipeline import adapt_domain_folders
 

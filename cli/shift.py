@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from . import options
+from .job import in_job
 
 
 @click.command()
@@ -62,11 +63,9 @@ def shift(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
     \b
     $ adaptkit shift --model source.pt --target target/ --source-data source/
     """
-    from adaptkit.distributed.launch import joined
+    from .terminal import print_shift
 
-    from .terminal import print_shift, progress
-
-    with joined(dist_timeout) as world, progress(quiet=quiet or world.rank > 0) as watch:
+    with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
         from adaptkit.pipeline import shift_folders
 
         run = shift_folders(**arguments, progress=watch)

@@ -554,6 +554,15 @@ def test_sums_add_up_to_the_moments_of_all(
     np.testing.assert_allclose(found.scatter / scale, truth.scatter / scale, atol=1e-6)
 
 
+def test_what_weighs_nothing_counts_in_no_set() -> None:
+    x = torch.tensor([[1.0], [2.0], [6.0], [9.0]])
+    weight = torch.tensor([1.0, 2.0, 0.0, 0.0])
+    whole = Moments.of(x, weight=weight)
+    split = Moments.of(x[:2], weight=weight[:2]) + Moments.of(x[2:], weight=weight[2:])
+    assert whole.count == split.count == 2
+    assert whole.variance().item() == split.variance().item()
+
+
 def test_a_constant_channel_has_no_variance() -> None:
     x = torch.full((6, 2), 0.1).double()
     center = torch.tensor([0.3, -7.0]).double()

@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "exact": set(),
     "program": {"errors", "exact"},
     "loaders": set(),
-    "distributed": {"errors", "loaders"},
+    "launched": set(),
+    "distributed": {"errors", "launched", "loaders"},
     "estimation": {
         "__init__",
         "batches",

@@ -12,35 +12,33 @@ import torch.distributed as dist
 
 from adaptkit.distributed.world import ALONE, World, over
 from adaptkit.errors import DeviceError, DistributedError, Stopped
+from adaptkit.launched import launched
 
 _joined: list[World] = []  # the job that this process is in
 
 
-def launched() -> int:
-    """Return how many processes the launcher started that started this one; 1 without one.
-
-    Source: torchrun's environment variables, https://pytorch.org/docs/stable/elastic/run.html
-    """
-    size = os.environ.get("WORLD_SIZE", "")
-    return int(size) if "RANK" in os.environ and size.isdecimal() else 1
-
-
 @contextmanager
-def joined(timeout: float) -> Iterator[World]:
+def joined(timeout: float, device: str) -> Iterator[World]:
     """Join the job that torchrun started this process in, if it did, for the time of a block.
 
     Args:
         timeout: seconds without a sign of life, after which another process counts as lost.
+        device: to compute on, as for `resolve_device`. Of the GPUs of a machine each process takes
+            the one of its number.
 
     Raises:
         DistributedError: the others did not come within this time.
-        DeviceError: the machine has GPUs, but none for this process.
+        DeviceError: the machine has GPUs, but none for this process; or one is named for all.
     """
     if launched() == 1:
         yield ALONE
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if device.startswith("cuda:"):
+        raise DeviceError(
+            f"of several processes each computes on a GPU of its own, got {device}: give cuda"
+        )
+    if torch.cuda.is_available() and device != "cpu":
         number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if number >= there:
             raise DeviceError(

@@ -107,14 +107,10 @@ class Trial:
         )
         share = self._room(together, dropped)
         most = share if chosen.most is None else min(share, chosen.most)
-
-        def read() -> None:
+        with together.united():
             self._sample.grow(
                 most, lambda count: progress and progress("reading", count, chosen.most)
             )
-
-        with together.united():
-            read()
         if together.size > 1:
             self._sample = self._sample.of_all(together, self._where)
         self._available, self._random = chosen.available, chosen.random

@@ -13,7 +13,7 @@ from torch import nn
 
 from adaptkit import norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, labels_of, to_device
-from adaptkit.distributed import one_process
+from adaptkit.distributed import one_process, world
 from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation.sampling import finite
 from adaptkit.evaluation import logits_of
@@ -151,7 +151,7 @@ def calibrate(
 
         moments = class_moments(
             model,
-            finite(itertools.chain([first], batches), "skip", lambda _: None),
+            world().watched(finite(itertools.chain([first], batches), "skip", lambda _: None)),
             classes=k,
             forward=seen,
             progress=progress and (lambda _, n, total: progress("calibrating", n, total)),

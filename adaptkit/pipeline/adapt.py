@@ -257,7 +257,7 @@ def adapt_folder(
         stage: str, net: torch.nn.Module, images: ImageLoader
     ) -> tuple[Scores, Vectors | None]:
         with clock.stage(stage):
-            count = len(images.dataset)  # type: ignore[arg-type]
+            count = together.part(len(images.dataset))  # type: ignore[arg-type]
             watch = progress and (lambda _, n, __: progress(stage, n, count))
             return score_and_see(net, images, head, most=SHOWN, seed=seed, progress=watch)
 

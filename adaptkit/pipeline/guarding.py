@@ -58,19 +58,16 @@ def known_calibration(
     count = len(drawn.dataset)  # type: ignore[arg-type]
     watch = progress and (lambda stage, n, _: progress(stage, n, count))
     together = world()
-
-    def calibrated() -> tuple[Calibration | None, str]:
-        with alone():
-            return calibrate(model, drawn, seed=seed, progress=watch), ""
-
-    with together.united():  # the first process calibrates, for all
-        found: tuple[Calibration | None, str] = None, ""
-        try:
-            found = calibrated() if together.rank == 0 else found
-        except (DataError, EstimationError) as error:
-            if strict:
-                raise
-            found = None, f"the source images do not calibrate the guard: {error}."
+    found: tuple[Calibration | None, str] = None, ""
+    with together.united():
+        if together.rank == 0:  # for all
+            try:
+                with alone():
+                    found = calibrate(model, drawn, seed=seed, progress=watch), ""
+            except (DataError, EstimationError) as error:
+                if strict:
+                    raise
+                found = None, f"the source images do not calibrate the guard: {error}."
     return together.first(found)
 
 
