@@ -9,8 +9,9 @@ sees, as the layers before it have to be normalised by something:
 
 - By default by the partition's own statistics. One pass, and an approximation (that of
   `adaptkit.estimate` with mode="stream"), the better the larger the partitions are.
-- With --exact by the statistics of all images: the same as `adaptkit.estimate` in one process. One
-  pass for each norm layer, as its input is not known before all earlier layers are settled.
+- With --exact by the statistics of all images: the same as `adaptkit.estimate` in one process, of
+  a model whose norm layers are BatchNorm and passed once each. One pass for each of them, as its
+  input is not known before all earlier layers are settled.
 
 Without a cluster (RAY_ADDRESS) it starts a Ray of its own. On a cluster every node needs adaptkit
 and the folder; for a bucket `ray.data.read_binary_files` takes the place of `from_items`.
