@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from adaptkit.data.dicom import DICOM, decode_dicom, dicom_size, is_dicom
 from adaptkit.errors import DataError
 
 # Only what `list_images` looks for. Pillow goes by content, not by name: left to itself it would
@@ -19,7 +20,7 @@ def decode(path: str | Path) -> Image.Image:
     Grey stays grey. Transparency, by an alpha channel or by one see-through colour, is laid on
     white; palettes and CMYK become RGB; 16-bit values are
     scaled from 0…65,535 to 0…255 (not cut off at 255, as a plain conversion would); the EXIF
-    orientation is applied; of an animation the first frame counts.
+    orientation is applied; of an animation the first frame counts. For DICOM see `decode_dicom`.
 
     Raises:
         DataError: the file cannot be read. The message is the reason alone, without the path.
@@ -34,7 +35,13 @@ def decode(path: str | Path) -> Image.Image:
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a named pipe would wait for ever
             raise DataError("not a regular file")
-        with Image.open(path, formats=_FORMATS) as image:
+        try:
+            opened = Image.open(path, formats=_FORMATS)
+        except UnidentifiedImageError:
+            if is_dicom(path):
+                return decode_dicom(path)
+            raise
+        with opened as image:
             image.load()
             return eight_bit(ImageOps.exif_transpose(image))
     except DataError:
@@ -58,6 +65,8 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             return None
+        if Path(path).suffix.lower() in DICOM:
+            return dicom_size(path)
         with Image.open(path, formats=_FORMATS) as image:
             return image.size
     except Exception:  # noqa: BLE001  Pillow raises anything; `decode` names such files

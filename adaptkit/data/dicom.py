@@ -12,7 +12,7 @@ from adaptkit.errors import DataError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-SUFFIXES = (".dcm", ".dicom")
+DICOM = (".dcm", ".dicom")  # how such files are named
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit
 
@@ -64,7 +64,10 @@ def decode_dicom(path: str | Path) -> Image.Image:
     with Path(path).open("rb") as file:
         header = dcmread(file, stop_before_pixels=True)
         _check(header, syntax)
-        stored = pixel_array(file, index=0)
+        try:
+            stored = pixel_array(file, index=0)
+        except ValueError as error:
+            raise DataError(f"a DICOM file whose header does not fit its pixels: {error}") from None
     if header.PhotometricInterpretation == "PALETTE COLOR":
         colours = apply_color_lut(stored, header)
         return Image.fromarray(_to_8_bits(colours / np.iinfo(colours.dtype).max))
@@ -73,9 +76,19 @@ def decode_dicom(path: str | Path) -> Image.Image:
     return Image.fromarray(_to_8_bits(_shown(stored, header)))
 
 
+def dicom_size(path: str | Path) -> tuple[int, int] | None:
+    """Return a DICOM image's (width, height) in pixels from its header; None if it has none."""
+    from pydicom.filereader import dcmread, read_file_meta_info
+
+    if read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
+        return None
+    header = dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+    return (int(header.Columns), int(header.Rows)) if "Rows" in header else None
+
+
 def _check(header: "Dataset", syntax: Any) -> None:
     """Refuse what has no image, too large a one, or one that nothing here can decompress."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     if not header.get("Rows") or not header.get("Columns"):
         raise DataError("a DICOM file without an image")
@@ -158,15 +171,15 @@ def windowed(values: Floats, centre: float, width: float, function: str = "LINEA
 
     Source: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
 
-    >>> windowed(np.array([-100.0, 39.5, 300.0]), 40, 400).tolist()
-    [0.14912280701754385, 0.5, 1.0]
+    >>> windowed(np.array([-160.0, 39.5, 300.0]), 40, 400).tolist()
+    [0.0, 0.5, 1.0]
     """
     function = function.upper()
     if width < 1 if function == "LINEAR" else width <= 0:
         raise DataError(f"a DICOM file with a window of width {width:g}")
     if function == "SIGMOID":
         # By tanh, which never overflows.
-        return 0.5 + 0.5 * np.tanh(2 * (values - centre) / width)
+        return np.asarray(0.5 + 0.5 * np.tanh(2 * (values - centre) / width))
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
     elif function != "LINEAR_EXACT":

@@ -5,10 +5,12 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from adaptkit.data.dicom import DICOM
 from adaptkit.data.listing import Listing
 from adaptkit.errors import DataError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+EXTENSIONS = (*_IMAGES, *DICOM)
 _NAMED = 8  # names that a message lists
 
 
