@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from adaptkit.batches import inputs_of
 from adaptkit.data.folder import list_images
@@ -27,11 +29,11 @@ class _Item(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A batch as its worker sends it: whole tensors, as each one sent costs an open file."""
+    """A batch as its worker sends it: one whole tensor, as each one sent costs an open file."""
 
-    images: Tensor | None
-    labels: Tensor | None
-    weights: Tensor | None
+    images: Tensor | NDArray[Any] | None
+    labels: NDArray[np.int64] | None
+    weights: NDArray[np.float64] | None
     skipped: dict[str, str]
 
 
@@ -126,8 +128,9 @@ class ImageLoader(DataLoader[_Item]):
             # An error that a living worker raised reads "Caught ... in DataLoader worker process".
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
+            memory = "shared memory" if "Bus error" in str(error) else "memory"
             raise DataError(
-                f"a process that decodes images ended unexpectedly (out of memory?): use fewer "
+                f"a process that decodes images ended unexpectedly (out of {memory}?): use fewer "
                 f"workers (now {self.num_workers}), or a smaller batch size"
             ) from None
 
@@ -289,15 +292,31 @@ def _collate(items: list[_Item]) -> _Loaded:
     labels = [item.label for item in good if item.label is not None]
     weights = [item.weight for item in good if item.weight is not None]
     return _Loaded(
-        torch.stack(images) if images else None,
-        torch.tensor(labels) if labels else None,
-        torch.tensor(weights, dtype=torch.float64) if weights else None,
+        _sent(torch.stack(images)) if images else None,
+        np.array(labels, dtype=np.int64) if labels else None,
+        np.array(weights, dtype=np.float64) if weights else None,
         {item.path: item.reason for item in items if item.image is None},
     )
 
 
+def _sent(images: Tensor) -> Tensor | NDArray[Any]:
+    """Put a worker's batch where the other process sees it, or have it sent through a pipe.
+
+    Shared memory may be small, as the 64 MiB of a container. Were it full only when the batch is
+    being sent, torch would print why, and the other process would wait for ever.
+    """
+    if get_worker_info() is None:
+        return images
+    try:
+        return images.share_memory_()
+    except RuntimeError:
+        return images.numpy()
+
+
 def _batch(loaded: _Loaded) -> Any:
-    images, labels, weights, _ = loaded
+    images, labels, weights = (
+        torch.from_numpy(found) if isinstance(found, np.ndarray) else found for found in loaded[:3]
+    )
     if weights is not None:
         found = {"input": images, "weight": weights}
         return found if labels is None else {**found, "label": labels}
