@@ -1,6 +1,9 @@
 """Samples that are listed as batches of tensors."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,21 +117,26 @@ class ImageLoader(DataLoader[_Item]):
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
+            worker_init_fn=_quiet,
             pin_memory=torch.cuda.is_available(),  # so that copies to the GPU need not wait
             generator=torch.Generator(),  # so that the global one is left alone
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
         try:
-            for loaded in super().__iter__():
+            for loaded in batches:
                 self.skipped.update(loaded.skipped)
                 if loaded.images is not None:
                     yield _batch(loaded)
-        except RuntimeError as error:
-            # An error that a living worker raised reads "Caught ... in DataLoader worker process".
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self.num_workers or not _of_a_death(error):
                 raise
+            with suppress(RuntimeError):  # of the signal that tells of the death, if it is to come
+                time.sleep(0.1)
             memory = "shared memory" if "Bus error" in str(error) else "memory"
+            error.__traceback__ = None  # else it would keep the other workers
+            del batches
             raise DataError(
                 f"a process that decodes images ended unexpectedly (out of {memory}?): use fewer "
                 f"workers (now {self.num_workers}), or a smaller batch size"
@@ -284,6 +292,24 @@ def check(batch_size: int, workers: int) -> None:
             f"Expected batch_size of 1 or more and workers of 0 or more, "
             f"got {batch_size} and {workers}"
         )
+
+
+def _of_a_death(error: Exception) -> bool:
+    """Whether an error says that a worker died; those that a living one raised are its own.
+
+    torch raises RuntimeError once it knows, and before that others where a batch breaks off.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    return not str(error).startswith("Caught ")
+
+
+def _quiet(_: int) -> None:
+    """Let a worker print nothing of a batch that it cannot hand over, as the run has ended.
+
+    What goes wrong in reading is handed over, and raised where the batches are asked for.
+    """
+    sys.excepthook = lambda *_: None
 
 
 def _collate(items: list[_Item]) -> _Loaded:
