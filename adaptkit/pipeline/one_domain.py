@@ -20,7 +20,7 @@ from adaptkit.pipeline.common import refuse_too_many_bad
 from adaptkit.pipeline.holdout import parts
 from adaptkit.pipeline.mixed import as_stored
 from adaptkit.pipeline.opening import Head
-from adaptkit.pipeline.scoring import Scores, of_classes, score
+from adaptkit.pipeline.scoring import Scores, Seen, of_classes, of_the_same, score
 from adaptkit.pipeline.shift import some_readable
 from adaptkit.report.many import ADAPTED, KEPT, DomainRow
 
@@ -69,8 +69,17 @@ class DomainAdapter:
         if applied is not None:
             bank = DomainBank(self.model)
             bank.add(name, pack)
-            with bank.domain(name) as adapted:
-                after = score(adapted, to_score, self.head)
+
+            def score_after() -> Seen:
+                with bank.domain(name) as adapted:
+                    return score(adapted, to_score, self.head), None
+
+            def score_before() -> Seen:
+                return score(self.model, to_score, self.head), None
+
+            (before, _), (after, _) = of_the_same(
+                (before, None), score_after(), score_before, score_after
+            )
         row = DomainRow(
             domain=name,
             status=KEPT if applied is None else ADAPTED,
