@@ -21,6 +21,7 @@ _INTERPOLATIONS = {
 }
 _DEFAULT_INTERPOLATION = "bilinear"
 _OPTIONAL = ("style_mean", "style_std", "gain", "offset")  # fields, left out of a record if None
+_AMPLE = 2  # times the size that an image is resized to
 _LONGEST = 2**13  # side of what a model sees
 _MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
 
@@ -171,21 +172,18 @@ class Transform:
         tensor([255], dtype=torch.uint8)
         """
         image = image.convert("L" if self.channels == 1 else "RGB")
-        height, width = self.image_size
-        if self.resize == "stretch":
-            if image.size != (width, height):
-                image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
-        else:
-            shorter = self.shorter_side
-            # 1 x 60,000 pixels, within Pillow's limit, would become 256 x 15 million: 12 GB.
-            pixels = shorter**2 * max(image.size) // min(image.size)
-            if pixels > max(_MOST_PIXELS, image.width * image.height, shorter**2):
-                raise DataError(
-                    f"too narrow to resize: {image.width} x {image.height} pixels, "
-                    f"the shorter side to {shorter}"
-                )
-            image = _resized(image, shorter, _INTERPOLATIONS[self.interpolation])
-            image = _centre(image, width, height)
+        size = self.resized(image.size)
+        # 1 x 60,000 pixels, within Pillow's limit, would become 256 x 15 million: 12 GB.
+        most = max(_MOST_PIXELS, image.width * image.height, min(size) ** 2)
+        if self.resize == "crop" and size[0] * size[1] > most:
+            raise DataError(
+                f"too narrow to resize: {image.width} x {image.height} pixels, "
+                f"the shorter side to {min(size)}"
+            )
+        if image.size != size:
+            image = image.resize(size, _INTERPOLATIONS[self.interpolation])
+        if self.resize == "crop":
+            image = _centre(image, *reversed(self.image_size))
         values = np.array(image, ndmin=3)  # (1, height, width) of a grey one
         x = torch.from_numpy(values if self.channels == 1 else values.transpose(2, 0, 1))
         return x.contiguous()
@@ -208,9 +206,34 @@ class Transform:
         return x
 
     @property
-    def shorter_side(self) -> int:
-        """What "crop" resizes the shorter side to, in pixels."""
-        return self.resize_size or round(max(self.image_size) / 0.875)
+    def bare(self) -> "Transform":
+        """The transform without what comes after its `pixels`."""
+        zeros, ones = (0.0,) * self.channels, (1.0,) * self.channels
+        none: dict[str, None] = dict.fromkeys(_OPTIONAL)
+        return replace(self, mean=zeros, std=ones, **none)  # type: ignore[arg-type]
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return what an image of a (width, height) in pixels is resized to, before any cropping.
+
+        >>> Transform((224, 224), resize="crop", resize_size=256).resized((2000, 1500))
+        (341, 256)
+        """
+        if self.resize == "stretch":
+            return self.image_size[1], self.image_size[0]
+        shorter = self.resize_size or round(max(self.image_size) / 0.875)
+        longer = int(shorter * max(size) / min(size))  # rounded down, as torchvision does
+        return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
+
+    def needed(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return at what (width, height) a large image still gives nearly the same `pixels`.
+
+        Twice of what it is resized to: measured in `python -m benchmarks decode`. All of it where
+        the interpolation picks single pixels.
+        """
+        if self.interpolation == "nearest":
+            return size
+        width, height = self.resized(size)
+        return _AMPLE * width, _AMPLE * height
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, as a checkpoint stores them.
@@ -241,16 +264,6 @@ class Transform:
             return cls(**values)
         except TypeError as error:
             raise AdaptkitError(f"transform: {error}") from None
-
-
-def _resized(image: Image.Image, shorter: int, how: Image.Resampling) -> Image.Image:
-    """Bring the shorter side to a length, the longer one rounded down, as torchvision does."""
-    if min(image.size) == shorter:
-        return image
-    longer = int(shorter * max(image.size) / min(image.size))
-    return image.resize(
-        (shorter, longer) if image.width <= image.height else (longer, shorter), how
-    )
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
