@@ -57,7 +57,7 @@ def _fits(path: Path) -> bool:
 
 
 def write_large(folder: Path, count: int, paths: Sequence[Path], seed: int = 0) -> None:
-    """Write pieces of large photographs as JPEG files of `LARGE`, each photograph's alike in number.
+    """Write pieces of large photographs as JPEG files of `LARGE`, as many of each photograph.
 
     A piece lies at random and is between `LARGE` and all of its photograph; it is never enlarged,
     so that a file has as much detail as a camera's. Every other one goes into the folder `a`, the
