@@ -102,9 +102,11 @@ def shape_of(path: str | Path, *, pixels: bool) -> tuple[int, ...] | None:
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     try:
-        is_file = path.is_file()
+        is_file, is_there = path.is_file(), path.exists()
     except (OSError, ValueError):  # which list_images names
         return "folder"
+    if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES):
+        raise DataError(f"there is no file {path}")
     if not is_file:
         return "folder"
     if suffix in columns.SUFFIXES:
