@@ -171,7 +171,8 @@ class Transform:
         >>> Transform(image_size=(8, 8)).pixels(Image.new("RGB", (16, 32), "white")).unique()
         tensor([255], dtype=torch.uint8)
         """
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        mode = "L" if self.channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)  # which would copy
         size = self.resized(image.size)
         # 1 x 60,000 pixels, within Pillow's limit, would become 256 x 15 million: 12 GB.
         most = max(_MOST_PIXELS, image.width * image.height, min(size) ** 2)

@@ -48,7 +48,8 @@ def decode(path: str | Path, needed: Needed | None = None) -> Image.Image:
             if needed and image.format in ("JPEG", "MPO"):
                 _scale(image, needed)
             image.load()
-            return eight_bit(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return eight_bit(image)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -99,7 +100,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
         colour = image.convert("RGBA")
         white = Image.new("RGBA", colour.size, "white")
         image = Image.alpha_composite(white, colour)
-    return image.convert(target)
+    return image if image.mode == target else image.convert(target)  # which would copy
 
 
 def _from_16_bit(pixels: np.ndarray) -> Image.Image:
