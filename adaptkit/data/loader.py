@@ -1,6 +1,9 @@
 """A folder of images as batches of tensors."""
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,11 +102,16 @@ class ImageLoader(DataLoader[_Item]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return (batch for _, batch in self.counted() if batch is not None)
+
+    def counted(self) -> Iterator[tuple[int, Any]]:
+        """Yield of how many images each batch was made, and the batch; None where none is left."""
+        total, size = len(self._indices()), self.batch_size or 1
         try:
-            for loaded in super().__iter__():
+            for start, loaded in zip(range(0, total, size), super().__iter__(), strict=True):
                 self.skipped.update(loaded.skipped)
-                if loaded.images is not None:
-                    yield _batch(loaded)
+                count = min(size, total - start)
+                yield count, None if loaded.images is None else _batch(loaded)
         except RuntimeError as error:
             # An error that a living worker raised reads "Caught ... in DataLoader worker process".
             if not str(error).startswith("DataLoader worker (pid"):
@@ -145,6 +153,16 @@ class ImageLoader(DataLoader[_Item]):
         """Return the paths of its images, without those that turned out not to be readable."""
         every = self.paths()
         return [every[position] for position in self.kept()]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of its images' names, sizes, times of change, and of the transform."""
+        digest = sha256(repr(self.transform.to_dict()).encode())
+        for path in self.paths():
+            digest.update(os.fsencode(path) + b"\0")
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                found = (self.listing.root / path).stat()
+                digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def held(self) -> "ImageLoader":
         """Read all images; return a loader of them that has them in memory and decodes none again.
