@@ -27,22 +27,14 @@ class Track:
     """Reads a loader from a place on, and says where a pass is that has used up so many samples.
 
     Args:
-        loader: of samples in the order drawn.
+        loader: of samples in the order drawn; see `check_enterable`.
         seed: of what its workers draw.
         dropped: how many samples were not finite, batch by batch: kept by who cleans the batches.
         start: where to begin. The first `start.rows` good samples are for the caller to pass over.
-
-    Raises:
-        EstimationError: the loader cannot be entered in its middle.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int, dropped: list[int], start: Place) -> None:
-        places = indices_of(loader, seed)
-        if places is None or not can_count(loader):
-            raise EstimationError(
-                "Expected resume with data that can be entered in the middle, a folder of images "
-                "or a DataLoader over a data set with a length, got a stream"
-            )
+        places = indices_of(loader, seed) or []
         self._left = narrowed(loader, list(range(start.items, len(places))), seed)
         self._dropped = dropped
         self._dropped.append(start.dropped)
@@ -75,3 +67,12 @@ class Track:
             if last - good == end.items - begin.items:  # none was left out: rows are items
                 return begin._replace(items=begin.items + rows)
         return begin._replace(rows=rows)
+
+
+def check_enterable(loader: Iterable[Any], seed: int) -> None:
+    """Raise EstimationError unless a pass over a loader can begin in its middle."""
+    if indices_of(loader, seed) is None or not can_count(loader):
+        raise EstimationError(
+            "Expected resume with data that can be entered in the middle, a folder of images or a "
+            "DataLoader over a data set with a length, got a stream"
+        )

@@ -15,7 +15,7 @@ from adaptkit import __version__
 from adaptkit.distributed import World, world
 from adaptkit.distributed.sharing import digest_of
 from adaptkit.errors import OutputError
-from adaptkit.estimation.place import Place, Track
+from adaptkit.estimation.place import Place, Track, check_enterable
 from adaptkit.files import check_outputs, remove_file
 from adaptkit.moments import Moments
 from adaptkit.partial import read_partial, write_partial
@@ -73,11 +73,13 @@ class Ledger:
 
     Args:
         resume: names the file. The pass goes on from it, or begins where there is none.
-        loader: of this process's samples, in the order drawn.
-        seed: of what its workers draw.
+        model: bare, on its device.
+        loader: of this process's samples, in the order drawn; of data that has no names a few
+            samples are read, to know it again.
+        arguments: of `estimate`, those that decide about the result; functions go by their names.
+        where: the device that the pass runs on.
+        seed: of what the loader's workers draw.
         dropped: see `Track`.
-        made_from: all that decides about the result; of JSON's types.
-        where: the device on which moments are added up.
 
     Raises:
         EstimationError: the loader cannot be entered in its middle.
@@ -87,14 +89,17 @@ class Ledger:
     def __init__(
         self,
         resume: Resume,
+        model: nn.Module,
         loader: Iterable[Any],
+        arguments: Mapping[str, Any],
+        where: torch.device,
         seed: int,
         dropped: list[int],
-        made_from: Mapping[str, Any],
-        where: torch.device,
     ) -> None:
-        self.path, self.made_from = resume.own(), made_from
+        check_enterable(loader, seed)
+        self.path = resume.own()
         check_outputs([self.path], force=True)
+        self.made_from = _facts(model, loader, arguments, where)
         self.chunk = self.rows = 0  # samples that are held, and those of a micro-batch
         self._skipped: dict[str, str] = getattr(loader, "skipped", {})
         self.held = self._read(where) or _Held({}, 0, Place())
@@ -161,21 +166,10 @@ class Ledger:
         return _Held(moments, state["passed"], Place(*state["place"]))
 
 
-def facts(
-    model: nn.Module,
-    loader: Iterable[Any],
-    arguments: Mapping[str, Any],
-    where: torch.device,
+def _facts(
+    model: nn.Module, loader: Iterable[Any], arguments: Mapping[str, Any], where: torch.device
 ) -> dict[str, Any]:
-    """Return all that decides about what a streaming pass finds, beside the machine.
-
-    Args:
-        model: bare.
-        loader: of this process's samples, in the order drawn; of data that has no names a few
-            samples are read.
-        arguments: of `estimate`; functions go by their names.
-        where: the device that the pass runs on.
-    """
+    """Return all that decides about what a pass finds, beside the machine."""
     together = world()
     return {
         "adaptkit": __version__,

@@ -23,7 +23,7 @@ from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.merging import Merging
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
-from adaptkit.estimation.resuming import Ledger, Resume, facts
+from adaptkit.estimation.resuming import Ledger, Resume
 from adaptkit.estimation.sample import Sample, Weight, bytes_of, size_of, weights_of
 from adaptkit.estimation.sampling import draw, finite
 from adaptkit.estimation.statistics import Statistics
@@ -161,9 +161,9 @@ def estimate(
     if resume is not None:
         file = resume if isinstance(resume, Resume) else Resume(resume)
         alike |= {"memory": memory, "forward": forward, "weight": weight}
+        alike["layers"] = list(chosen_layers)
         with together.united():
-            made_from = facts(model, batches, alike | {"layers": list(chosen_layers)}, where)
-            ledger = Ledger(file, batches, seed, dropped, made_from, where)
+            ledger = Ledger(file, model, batches, alike, where, seed, dropped)
         batches = ledger.track.raw()
         file.went_on = sum(together.gather(ledger.held.passed))
     batches = finite(batches, on_bad, dropped.append)
