@@ -10,8 +10,8 @@ from adaptkit.errors import DataError
 
 Forward = Callable[[nn.Module, Any], Any]
 
-_INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x", "data")
-_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x", "data")
+LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
 def inputs_of(batch: Any) -> Tensor:
@@ -27,15 +27,15 @@ def inputs_of(batch: Any) -> Tensor:
     """
     found = batch
     if isinstance(batch, Mapping):
-        named = [batch[k] for k in _INPUT_KEYS if isinstance(batch.get(k), Tensor)]
-        tensors = [v for k, v in batch.items() if isinstance(v, Tensor) and k not in _LABEL_KEYS]
+        named = [batch[k] for k in INPUT_KEYS if isinstance(batch.get(k), Tensor)]
+        tensors = [v for k, v in batch.items() if isinstance(v, Tensor) and k not in LABEL_KEYS]
         found = named[0] if named else tensors[0] if len(tensors) == 1 else None
     elif isinstance(batch, (tuple, list)) and batch:
         found = batch[0]
     if not isinstance(found, Tensor):
         raise DataError(
             f"Expected batches of a tensor, a (tensor, label) pair or a dict with one of "
-            f"{', '.join(_INPUT_KEYS)}; got {describe(batch)}: pass forward=, a function of "
+            f"{', '.join(INPUT_KEYS)}; got {describe(batch)}: pass forward=, a function of "
             f"model and batch"
         )
     return found
@@ -50,7 +50,7 @@ def labels_of(batch: Any) -> Tensor | None:
     True
     """
     if isinstance(batch, Mapping):
-        found = next((batch[k] for k in _LABEL_KEYS if k in batch), None)
+        found = next((batch[k] for k in LABEL_KEYS if k in batch), None)
     else:
         found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if isinstance(found, (list, tuple)) and all(isinstance(v, int) for v in found):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import adaptkit
-from adaptkit.data import loader
+from adaptkit.data import listing
 from cli import main
 
 decoded = 0
@@ -27,7 +27,7 @@ def fail(kind: str) -> None:
 
 def failing(kind: str, after: int) -> None:
     """Let the decoding of images go wrong half way."""
-    good = vars(loader)["decode"]
+    good = vars(listing)["decode"]
 
     def decode(path: Path) -> object:
         global decoded
@@ -36,7 +36,7 @@ def failing(kind: str, after: int) -> None:
             fail(kind)
         return good(path)
 
-    vars(loader)["decode"] = decode
+    vars(listing)["decode"] = decode
 
 
 if __name__ == "__main__":

@@ -430,14 +430,14 @@ def test_ctrl_c_leaves_nothing_and_exits_130(here: Path) -> None:
     program = (
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from adaptkit.data import loader\n"
+        "from adaptkit.data import listing\n"
         "from cli import main\n"
-        "decode, count = loader.decode, iter(range(10**9))\n"
+        "decode, count = listing.decode, iter(range(10**9))\n"
         "def noted(path):\n"
         "    if next(count) == 20:\n"
         "        print('ready', flush=True)\n"
         "    return decode(path)\n"
-        "loader.decode = noted\n"
+        "listing.decode = noted\n"
         "main(['adapt', '--source', 'source.pt', '--target', 'target', '--samples', 'all'])\n"
     )
     before = set(files())

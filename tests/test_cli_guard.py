@@ -182,7 +182,8 @@ def test_statistics_alone_of_what_the_guard_kept_are_the_sources(here: Path) -> 
 
 
 def test_several_domains_are_adapted_to_each_by_itself(here: Path) -> None:
-    result = adapt(here, "mixed", "--domains", "auto")
+    # What the guard says of each depends on the last digits of the processor that trained the net.
+    result = adapt(here, "mixed", "--domains", "auto", "--guard", "off")
     assert result.exit_code == 0, result.output
     assert "The target is 2 domains" in result.stdout
     before, after = accuracies()
@@ -315,7 +316,11 @@ def test_a_model_whose_features_are_no_vectors_is_judged_without_them(
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [("flat", "sub-folder for each class"), ("few", "got 0 of class 0"), ("no", "no")],
+    [
+        ("flat", "expected labels, as class folders give them"),
+        ("few", "got 0 of class 0"),
+        ("no", "no"),
+    ],
 )
 def test_calibrate_says_in_a_line_what_it_lacks(here: Path, data: str, message: str) -> None:
     line = ["--source", str(here / "source.pt"), "--source-data", str(here / data)]

@@ -141,7 +141,7 @@ def test_moved_shares_are_told_from_moved_images(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "class shares seem to have moved, not its images" in " ".join(result.stdout.split())
     shares = rows().loc["estimated_share"].before
-    assert shares[["class:3", "class:5"]].sum() > 0.95
+    assert shares[["class:3", "class:5"]].sum() > 0.9
     adapted = run("adapt", "--source", here / "net.pt", *line)
     assert "class shares seem to have moved" in " ".join(adapted.stdout.split())
     record = json.loads(Path("net-adapted.json").read_text())

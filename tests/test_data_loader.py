@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from adaptkit import DataError, ImageLoader, Transform, image_folder
-from adaptkit.data import loader as loader_module
+from adaptkit.data import listing as listing_module
 
 GREY = Transform(image_size=(4, 4), channels=1, mean=(0.0,), std=(1.0,))
 
@@ -112,7 +112,7 @@ forked = pytest.mark.skipif(
 def test_a_worker_that_dies_is_a_clear_error(
     root: Path, monkeypatch: pytest.MonkeyPatch, end: Any
 ) -> None:
-    monkeypatch.setattr(loader_module, "decode", end)
+    monkeypatch.setattr(listing_module, "decode", end)
     loader = image_folder(root, transform=GREY, workers=1)
     with pytest.raises(DataError, match="a process that decodes images ended unexpectedly"):
         list(loader)
@@ -125,7 +125,7 @@ def test_a_mistake_in_a_living_worker_keeps_its_own_words(
     def mistaken(_: Path) -> Image.Image:
         raise RuntimeError("a mistake in the code")
 
-    monkeypatch.setattr(loader_module, "decode", mistaken)
+    monkeypatch.setattr(listing_module, "decode", mistaken)
     with pytest.raises(RuntimeError, match="a mistake in the code"):
         list(image_folder(root, transform=GREY, workers=1))
 

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "batches": {"errors"},
     "norms": {"errors"},
     "shift": {"errors"},
-    "data": {"errors", "transform"},
+    "data": {"batches", "errors", "transform"},
     "fingerprints": set(),
     "recognition": {"architectures", "errors", "fingerprints"},
     "architectures": {"errors", "models", "transform"},

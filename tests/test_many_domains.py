@@ -445,7 +445,7 @@ def test_options_that_make_no_sense(here: Path, options: list[str]) -> None:
 
 def test_arguments_that_concern_all_domains(here: Path) -> None:
     fails("there is no folder nowhere", target="nowhere")
-    fails("there is no folder source.pt", target="source.pt")
+    fails("source.pt holds the arrays classes: expected the samples", target="source.pt")
     fails("domains/flat holds no folders: expected one for each domain", target="domains/flat")
     fails("missing.pt", source="missing.pt")
     Path("broken.pt").write_bytes(b"broken")

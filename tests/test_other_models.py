@@ -17,11 +17,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import nn
 
-from adaptkit import estimate, evaluate, load_checkpoint, save_checkpoint
+from adaptkit import Transform, estimate, evaluate, load_checkpoint, save_checkpoint
 from adaptkit.architectures import build
 from adaptkit.models import SmallCNN
 from adaptkit.norms import norm_layers
-from adaptkit.pipeline.opening import head_of, open_checkpoint, open_images
+from adaptkit.pipeline.opening import head_of, open_checkpoint, open_samples
 from cli import main
 
 SMALL = ["--image-size", "64", "--resize", "stretch"]
@@ -55,8 +55,8 @@ def adapted(*args: str, source: str = "x.pt", out: str = "x-adapted.pt") -> dict
     checkpoint = open_checkpoint(
         source, arch=arch, arch_kwargs=kwargs, image_size=(64, 64), mean=[0.5], std=[0.5]
     )
-    images = open_images(checkpoint, head_of(checkpoint), Path("images"), 64, 0)
-    images = images.prepared_by(type(images.transform).from_dict(found["transform"]))
+    images = open_samples(checkpoint, head_of(checkpoint), Path("images"), 64, 0)
+    images = images.prepared_by(Transform.from_dict(found["transform"]))
     statistics = estimate(checkpoint.model, images)
     result = load_checkpoint(out, arch=arch, arch_kwargs=kwargs)
     for name, layer in norm_layers(result.model).items():
@@ -260,7 +260,7 @@ def test_published_weights_see_images_as_they_were_trained_on(here: Path) -> Non
         interpolation="bicubic",
         classes="names.txt",
     )
-    loader = open_images(checkpoint, head_of(checkpoint), Path("labelled"), 20, 0)
+    loader = open_samples(checkpoint, head_of(checkpoint), Path("labelled"), 20, 0)
     assert evaluate(checkpoint.model, loader).accuracy == 0.9
     out = save_checkpoint(here / "out.pth", checkpoint.model, like=checkpoint)
     before, after = (torch.load(path, weights_only=True) for path in (source, out))

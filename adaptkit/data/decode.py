@@ -36,7 +36,7 @@ def decode(path: str | Path) -> Image.Image:
             raise DataError("not a regular file")
         with Image.open(path, formats=_FORMATS) as image:
             image.load()
-            return _eight_bit(ImageOps.exif_transpose(image))
+            return eight_bit(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -64,7 +64,12 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Return an image in mode "L" or "RGB", as `decode` does.
+
+    Raises:
+        DataError: its pixels have no defined range.
+    """
     mode = image.mode
     if mode.startswith("I"):  # I;16, I;16B, and I, as which older PNG readers give 16 bits
         return _from_16_bit(np.asarray(image))

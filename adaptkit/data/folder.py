@@ -3,32 +3,13 @@
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from adaptkit.data.listing import Listing
 from adaptkit.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
 _NAMED = 8  # names that a message lists
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images below a folder, in an order that depends on their names only.
-
-    Args:
-        root: the folder.
-        paths: relative to it.
-        labels: the class of each image as an index, or None.
-        classes: the names that the labels stand for, or None.
-        note: a sentence on how labels were or were not found; "" if there is nothing to say.
-    """
-
-    root: Path
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    note: str = ""
 
 
 def list_images(

@@ -1,27 +1,28 @@
-"""A folder of images as batches of tensors."""
+"""Samples that are listed as batches of tensors."""
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptkit.data.decode import decode, image_size
-from adaptkit.data.folder import Listing, list_images
+from adaptkit.batches import inputs_of
+from adaptkit.data.folder import list_images
+from adaptkit.data.listing import Listing
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
 
 class _Item(NamedTuple):
-    """An image, or why there is none."""
+    """A sample, or why there is none."""
 
     image: Tensor | None
     label: int | None
+    weight: float | None
     path: str
     reason: str
 
@@ -31,16 +32,17 @@ class _Loaded(NamedTuple):
 
     images: Tensor | None
     labels: Tensor | None
+    weights: Tensor | None
     skipped: dict[str, str]
 
 
 class _Images(Dataset[_Item]):
-    """The images of a listing at some of its indices; `held` has those that were read before."""
+    """The samples of a listing at some of its indices; `held` has those that were read before."""
 
     def __init__(
         self,
         listing: Listing,
-        transform: Transform,
+        transform: Transform | None,
         indices: Sequence[int],
         held: Mapping[int, _Item],
     ) -> None:
@@ -53,24 +55,33 @@ class _Images(Dataset[_Item]):
         index = self.indices[number]
         if index in self.held:
             return self.held[index]
-        path = self.listing.paths[index]
-        label = self.listing.labels[index] if self.listing.labels else None
+        listing = self.listing
+        path = listing.paths[index].as_posix()
+        label = listing.labels[index] if listing.labels else None
+        weight = listing.weights[index] if listing.weights else None
         try:
-            image = self.transform(decode(self.listing.root / path))
+            found = listing.read(index)
+            image = found if isinstance(found, Tensor) else self._prepared(found)
         except DataError as error:
-            return _Item(None, label, path.as_posix(), str(error))
-        return _Item(image, label, path.as_posix(), "")
+            return _Item(None, label, weight, path, str(error))
+        return _Item(image, label, weight, path, "")
+
+    def _prepared(self, image: Image.Image) -> Tensor:
+        assert self.transform is not None  # noqa: S101  as ImageLoader made sure
+        return self.transform(image)
 
 
 class ImageLoader(DataLoader[_Item]):
-    """Batches of a folder's images, always in the same order; made by `image_folder`.
+    """Batches of samples, always in the same order; made by `adaptkit.data.open`.
 
-    Iterating yields float32 images of shape (B, C, H, W), with int64 labels of shape (B,) where the
-    folder has class folders. An image that cannot be read is left out, and named in `skipped`.
+    Iterating yields float32 images of shape (B, C, H, W), or signals or features of whatever shape
+    they have, with int64 labels of shape (B,) where they have labels. Where they have weights a
+    batch is a dict of "input", "weight" (float64, (B,)), and if known "label". A sample that cannot
+    be read is left out, and named in `skipped`.
 
     Args:
-        listing: the images.
-        transform: from an image to a tensor.
+        listing: the samples.
+        transform: from an image to a tensor; None where the samples are tensors.
         indices: of the images to load, in this order; by default all.
         batch_size: images a batch.
         workers: processes that decode; 0 decodes in this one.
@@ -81,7 +92,7 @@ class ImageLoader(DataLoader[_Item]):
     def __init__(
         self,
         listing: Listing,
-        transform: Transform,
+        transform: Transform | None,
         *,
         indices: Sequence[int] | None = None,
         batch_size: int = 64,
@@ -89,6 +100,11 @@ class ImageLoader(DataLoader[_Item]):
         skipped: dict[str, str] | None = None,
         held: Mapping[int, _Item] | None = None,
     ) -> None:
+        if transform is None and listing.shape is None:
+            raise DataError(
+                "Expected a transform, got None: the checkpoint does not say how images are "
+                "prepared; pass adaptkit.Transform(image_size=(height, width), ...)"
+            )
         self.listing, self.transform = listing, transform
         self.skipped: dict[str, str] = {} if skipped is None else skipped
         chosen = range(len(listing.paths)) if indices is None else indices
@@ -121,6 +137,27 @@ class ImageLoader(DataLoader[_Item]):
                 f"workers (now {self.num_workers}), or a smaller batch size"
             ) from None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample as it is yielded."""
+        if self.listing.shape is not None or self.transform is None:
+            return self.listing.shape or ()
+        return (self.transform.channels, *self.transform.image_size)
+
+    @property
+    def weight(self) -> Callable[[Any], Tensor] | None:
+        """What gives a batch's weights, as `adaptkit.estimate` takes it; None without weights."""
+        return _weights if self.listing.weights else None
+
+    def original(self, position: int) -> Image.Image | None:
+        """Return the image at a position as it is in its file; None where there is none.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        found = self.listing.read(self._indices()[position])
+        return found if isinstance(found, Image.Image) else None
+
     def prepared_by(self, transform: Transform) -> "ImageLoader":
         """Return a loader of the same images through another transform; it shares `skipped`."""
         return ImageLoader(
@@ -137,11 +174,10 @@ class ImageLoader(DataLoader[_Item]):
 
         Those that have none are left out.
         """
-        paths = [self.listing.root / self.listing.paths[i] for i in self._indices()]
-        return [size for size in map(image_size, paths) if size]
+        return [size for size in map(self.listing.size, self._indices()) if size]
 
     def paths(self) -> list[Path]:
-        """Return the paths of its images in the folder, in its order."""
+        """Return the names of its samples, in its order."""
         return [self.listing.paths[i] for i in self._indices()]
 
     def kept(self) -> list[int]:
@@ -155,14 +191,12 @@ class ImageLoader(DataLoader[_Item]):
         return [every[position] for position in self.kept()]
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of its images' names, sizes, times of change, and of the transform."""
-        digest = sha256(repr(self.transform.to_dict()).encode())
-        for path in self.paths():
-            digest.update(os.fsencode(path) + b"\0")
-            with contextlib.suppress(OSError):  # a link that leads nowhere
-                found = (self.listing.root / path).stat()
-                digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        """Return the SHA-256 of its samples as their listing knows them, and of the transform."""
+        known = (
+            self.listing.at(self._indices()).state(),
+            self.transform and self.transform.to_dict(),
+        )
+        return sha256(repr(known).encode()).hexdigest()
 
     def held(self) -> "ImageLoader":
         """Read all images; return a loader of them that has them in memory and decodes none again.
@@ -172,15 +206,15 @@ class ImageLoader(DataLoader[_Item]):
         indices = self._indices()
         once = self.subset(range(len(indices)))
         once.skipped = {}
-        batches = [batch if isinstance(batch, Tensor) else batch[0] for batch in once]
-        images = (image for batch in batches for image in batch)
+        images = iter([image for batch in once for image in inputs_of(batch)])
         found = {}
         for index in indices:
             path = self.listing.paths[index].as_posix()
             label = self.listing.labels[index] if self.listing.labels else None
+            weight = self.listing.weights[index] if self.listing.weights else None
             reason = once.skipped.get(path)
             image = next(images) if reason is None else None
-            found[index] = _Item(image, label, path, reason or "")
+            found[index] = _Item(image, label, weight, path, reason or "")
         self.skipped.update(once.skipped)
         return ImageLoader(
             self.listing,
@@ -194,6 +228,12 @@ class ImageLoader(DataLoader[_Item]):
     def _indices(self) -> Sequence[int]:
         indices: Sequence[int] = self.dataset.indices  # type: ignore[attr-defined]
         return indices
+
+    def of(self, listing: Listing) -> "ImageLoader":
+        """Return a loader of another listing, read in the same way."""
+        return ImageLoader(
+            listing, self.transform, batch_size=self.batch_size or 1, workers=self.num_workers
+        )
 
     def subset(self, indices: Sequence[int]) -> "ImageLoader":
         """Return a loader of only these images, in this order; it shares `skipped`."""
@@ -239,29 +279,41 @@ def image_folder(
     ...     [batch.shape for batch in loader]
     [torch.Size([1, 3, 8, 8])]
     """
-    if transform is None:
-        raise DataError(
-            "Expected a transform, got None: the checkpoint does not say how images are prepared; "
-            "pass adaptkit.Transform(image_size=(height, width), ...)"
-        )
+    check(batch_size, workers)
+    listing = list_images(root, classes=classes, outputs=outputs)
+    return ImageLoader(listing, transform, batch_size=batch_size, workers=workers)
+
+
+def check(batch_size: int, workers: int) -> None:
+    """Raise DataError unless a loader can be made with these."""
     if batch_size < 1 or workers < 0:
         raise DataError(
             f"Expected batch_size of 1 or more and workers of 0 or more, "
             f"got {batch_size} and {workers}"
         )
-    listing = list_images(root, classes=classes, outputs=outputs)
-    return ImageLoader(listing, transform, batch_size=batch_size, workers=workers)
 
 
 def _collate(items: list[_Item]) -> _Loaded:
-    images = [item.image for item in items if item.image is not None]
-    labels = [i.label for i in items if i.image is not None and i.label is not None]
+    good = [item for item in items if item.image is not None]
+    images = [item.image for item in good if item.image is not None]
+    labels = [item.label for item in good if item.label is not None]
+    weights = [item.weight for item in good if item.weight is not None]
     return _Loaded(
         torch.stack(images) if images else None,
         torch.tensor(labels) if labels else None,
+        torch.tensor(weights, dtype=torch.float64) if weights else None,
         {item.path: item.reason for item in items if item.image is None},
     )
 
 
 def _batch(loaded: _Loaded) -> Any:
-    return loaded.images if loaded.labels is None else (loaded.images, loaded.labels)
+    images, labels, weights, _ = loaded
+    if weights is not None:
+        found = {"input": images, "weight": weights}
+        return found if labels is None else {**found, "label": labels}
+    return images if labels is None else (images, labels)
+
+
+def _weights(batch: Any) -> Tensor:
+    found: Tensor = batch["weight"]
+    return found

@@ -73,16 +73,19 @@ class Sample:
     def of_all(self, world: World, where: torch.device) -> "Sample":
         """Return what all processes hold, in the order in which one process would have read it."""
         own = [to_device(batch, torch.device("cpu")) for batch in self._batches]
-        every = world.gather((own, self.count))
-        held = Sample(iter(()), self.tensors, self.layout, sum(n for _, n in every), ended=True)
-        parts = [batch for batches, _ in every for batch in batches]
+        every = world.gather((own, self.count, self._weights))
+        held = Sample(iter(()), self.tensors, self.layout, sum(n for _, n, __ in every), ended=True)
+        parts = [batch for batches, _, __ in every for batch in batches]
+        held._weights += [weight for _, __, weights in every for weight in weights]
         if self.tensors and len({(b.shape[1:], b.dtype) for b in parts}) == 1:
             places = [
                 place * world.size + rank
-                for rank, (_, count) in enumerate(every)
+                for rank, (_, count, __) in enumerate(every)
                 for place in range(count)
             ]
-            parts = [torch.cat(parts)[torch.tensor(places).argsort()]]
+            order = torch.tensor(places).argsort()
+            parts = [torch.cat(parts)[order]]
+            held._weights[:] = [torch.cat(held._weights)[order]] if held._weights else []
         held._batches += [held._laid_out(to_device(batch, where)) for batch in parts]
         return held
 

@@ -18,7 +18,7 @@ from adaptkit.estimation.agreement import agree
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.run import Engine, Progress, checked, no_data, pieces, prepared
-from adaptkit.estimation.sample import Sample
+from adaptkit.estimation.sample import Sample, Weight
 from adaptkit.estimation.sampling import draw, finite
 from adaptkit.estimation.statistics import Statistics
 from adaptkit.features import NoFeaturesError, Tap
@@ -81,6 +81,7 @@ class Trial:
         device: torch.device | str | None = None,
         precision: Precision = "auto",
         forward: Forward | None = None,
+        weight: Weight | None = None,
         on_bad: Literal["skip", "raise"] = "skip",
         seed: int = 0,
         progress: Progress | None = None,
@@ -98,7 +99,7 @@ class Trial:
         dropped: list[int] = []
         self._sample = Sample(
             together.watched(
-                pieces(finite(chosen.batches, on_bad, dropped.append), self._where, forward, None)
+                pieces(finite(chosen.batches, on_bad, dropped.append), self._where, forward, weight)
             ),
             tensors=forward is None,
         )
@@ -151,12 +152,16 @@ class Trial:
         Args:
             settle: gives the mean and variance that a layer normalises by, of its name and
                 moments; by default they are the moments' own, as in `estimate`.
-            weight: shape (N,), of the samples in the moments, of which only the ratios matter.
+            weight: shape (N,), of the samples in the moments, of which only the ratios matter;
+                times those that the trial was made with.
 
         Raises:
             EstimationError: as `estimate`.
         """
         batches = self.batches
+        own = self._sample.weights()
+        if own is not None:
+            weight = own if weight is None else own * weight.to(own)
         outputs: dict[int, Any] = {}
         settled: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -14,6 +14,7 @@ from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation import Progress, Resume, Statistics, estimate
 from adaptkit.estimation.agreement import blended
 from adaptkit.estimation.precision import Precision
+from adaptkit.estimation.sample import Weight
 from adaptkit.estimation.trial import Trial
 from adaptkit.guard.calibrated import decide_calibrated, decide_shares
 from adaptkit.guard.calibration import Calibration
@@ -47,6 +48,7 @@ def decide(
     device: torch.device | str | None = None,
     precision: Precision = "auto",
     forward: Forward | None = None,
+    weight: Weight | None = None,
     on_bad: Literal["skip", "raise"] = "skip",
     seed: int = 0,
     progress: Progress | None = None,
@@ -76,6 +78,7 @@ def decide(
         device: as there.
         precision: as there.
         forward: as there.
+        weight: as there; a target's shares of classes are counted without it.
         on_bad: as there.
         seed: as there.
         progress: as there.
@@ -98,6 +101,7 @@ def decide(
         device=device,
         precision=precision,
         forward=forward,
+        weight=weight,
         on_bad=on_bad,
         seed=seed,
         progress=progress,
@@ -156,7 +160,8 @@ def decided_statistics(
         mode: "stream" is for plain AdaBN alone; all else takes as many samples as "exact" does.
         prior: as for `estimate`.
         resume: as for `estimate`, where the choice is streamed.
-        options: samples, memory, layers, device, precision, forward, on_bad, seed and progress.
+        options: samples, memory, layers, device, precision, forward, weight, on_bad, seed and
+            progress.
 
     Returns:
         What the layers see of the target behind those statistics, and what they are to store, None

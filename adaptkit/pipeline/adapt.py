@@ -28,6 +28,7 @@ from adaptkit.pipeline.common import (
     Outputs,
     Progress,
     agree,
+    check_alike,
     command_line,
     record,
     refuse_too_many_bad,
@@ -40,6 +41,7 @@ from adaptkit.pipeline.methods import (
     Adapted,
     adabn,
     adain,
+    check_images,
     check_layers,
     check_method,
     decided,
@@ -54,7 +56,7 @@ from adaptkit.pipeline.opening import (
     head_of,
     notes_on,
     open_checkpoint,
-    open_images,
+    open_samples,
     preparation,
     source_files,
     spelled_out,
@@ -236,11 +238,15 @@ def adapt_folder(
             model = checkpoint.model.to(where)
             if method == "adabn":
                 check_layers(checkpoint)
-            head = head_of(checkpoint)
-            loader = open_images(checkpoint, head, Path(target), batch_size, workers)
-            of_source = source_data and open_images(
+            head = head_of(checkpoint, target)
+            loader = open_samples(checkpoint, head, Path(target), batch_size, workers)
+            of_source = source_data and open_samples(
                 checkpoint, head, Path(source_data), batch_size, workers
             )
+            if method == "adain" or input_fit:
+                check_images(loader, *([of_source] if of_source else []))
+            if of_source:
+                check_alike(of_source, loader)
         agree(together, checkpoint, arguments, {"the target": loader, "the source data": of_source})
         calibration = shares = None
         why_not = ""
@@ -259,7 +265,7 @@ def adapt_folder(
             listed = of_source.listing.classes if of_source else loader.listing.classes
             names = checkpoint.classes or listed or [str(k) for k in range(known.classes)]
             shares = known_shares(given_shares, names)
-    total = len(loader.listing.paths)
+    total = len(loader.listing)
     to_adapt, to_score = parts(loader, holdout, seed)
 
     def evaluated(
@@ -291,6 +297,7 @@ def adapt_folder(
             "precision": precision,
             "seed": seed,
             "progress": progress,
+            "weight": images.weight,
         }
         if asked:
             found = decide(model, images, calibration=calibration, shares=shares, **alike)
@@ -307,7 +314,7 @@ def adapt_folder(
             style = checkpoint.style
             if of_source:
                 style = together.first(Style.of(pixels(drawn(of_source, SAMPLES, seed))))
-            done = adain(model, to_score, loader.transform, style, seed=seed, progress=progress)
+            done = adain(model, to_score, style, seed=seed, progress=progress)
         elif domains == "one":
             decision, done = adapt_one(to_adapt)
         else:
@@ -323,7 +330,7 @@ def adapt_folder(
     after, seen_after = evaluated("after", adapted, done.to_score)
     certificate = None
     weighted = guard == guarding.AUTO and decision is not None and decision.choice in WEIGHTED
-    certifiable = done.applied is not None and not weighted
+    certifiable = done.applied is not None and not weighted and not loader.weight
     if certify and statistics is not None and certifiable:
         with clock.stage("certify"):
             certificate = certified(
@@ -373,7 +380,9 @@ def adapt_folder(
     notes = [*notes_on(checkpoint, head), *done.notes, *filter(None, [why_not])]
     if mix and done.applied and not mixed:
         notes.append("the statistics are corrected for the class shares that were given.")
-    if certify and weighted:
+    if certify and loader.weight:
+        notes.append("no certificate: samples weigh unlike.")
+    elif certify and weighted:
         notes.append("no certificate: each class counts alike, and none is known of that.")
     elif certify and touched and done.applied is None:
         notes.append("no certificate: the statistics are the source's.")
@@ -494,6 +503,8 @@ def _more_charts(rows: Sequence[Row], features: _Features, seed: int) -> Iterato
 def _notes(loader: ImageLoader, statistics: Statistics | None) -> Iterator[str]:
     if loader.listing.note:
         yield loader.listing.note
+    if loader.listing.domains and (count := len(set(loader.listing.domains))) > 1:
+        yield f"{count:,} domains taken as one; --domains folder adapts to each."
     if statistics is None:
         return
     if statistics.limited:
@@ -544,12 +555,12 @@ def _details(
             "unvisited": [] if statistics is None else list(statistics.unvisited),
         },
         "outputs": {"kind": head.kind, "classes": head.size},
-        "transform": loader.transform.to_dict(),
+        "transform": loader.transform and loader.transform.to_dict(),
         "transform_from": checkpoint.transform_from,
-        "prepared": preparation(checkpoint),
+        "prepared": preparation(checkpoint, loader.listing.shape),
         "transform_after": done.transform and done.transform.to_dict(),
         "samples": {
-            "images": len(loader.listing.paths),
+            "images": len(loader.listing),
             "labelled": first is not None and first.labels is not None,
             "evaluated": 0 if before is None else len(before),
             "estimated": statistics and statistics.samples,

@@ -12,7 +12,7 @@ from adaptkit.files import check_outputs, write_files
 from adaptkit.guard import Calibration, calibrate
 from adaptkit.pipeline.common import Progress, refuse_too_many_bad
 from adaptkit.pipeline.guarding import some_of_each
-from adaptkit.pipeline.opening import Said, head_of, open_checkpoint, open_images, source_files
+from adaptkit.pipeline.opening import Said, head_of, open_checkpoint, open_samples, source_files
 
 EACH = 1000  # images of a class at most
 
@@ -89,13 +89,13 @@ def calibrate_checkpoint(
     whole = output_paths(out, checkpoint)
     check_outputs(whole, inputs=[*checkpoint.files, *source_files(said)], force=force)
     model = checkpoint.model.to(where)
-    head = head_of(checkpoint)
+    head = head_of(checkpoint, source_data)
     if head.kind != "classes":
         raise EstimationError(f"{source} gives no classes to calibrate: expected a classifier")
-    images = open_images(checkpoint, head, Path(source_data), batch_size, workers)
+    images = open_samples(checkpoint, head, Path(source_data), batch_size, workers)
     if images.listing.classes is None:
         why = images.listing.note or "it has no labels"
-        raise DataError(f"{source_data}: expected a folder with a sub-folder for each class: {why}")
+        raise DataError(f"{source_data}: expected labels, as class folders give them: {why}")
     images = images.subset(some_of_each(images.listing.labels or (), EACH, seed))
     count = len(images.dataset)  # type: ignore[arg-type]
     found = calibrate(

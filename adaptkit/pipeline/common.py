@@ -184,6 +184,18 @@ def agree(
     world.agree(facts, "start all with the same code, arguments, checkpoint and images")
 
 
+def check_alike(source: ImageLoader, target: ImageLoader) -> None:
+    """Raise DataError if source data is of another form than the target."""
+    ready = (source.listing.shape is None) != (target.listing.shape is None)
+    if ready or source.shape != target.shape:
+        first, second = (
+            f"{x.listing.source} ({'images' if x.listing.shape is None else 'samples'} of "
+            f"{' x '.join(map(str, x.shape))})"
+            for x in (source, target)
+        )
+        raise DataError(f"expected source data of the target's form, got {first} for {second}")
+
+
 def refuse_too_many_bad(loader: ImageLoader, skip_bad: bool) -> None:
     """Raise DataError if more than a tenth of a loader's images could not be read.
 

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptkit.data import Listing
 from adaptkit.errors import OutputError, few, shown
 from adaptkit.files import write_files
 from adaptkit.report.many import DomainRow
@@ -126,19 +124,6 @@ class Results:
                 f"{self.folder} holds results of another run ({names[0]} {theirs}, now "
                 f"{ours}{more}): use --force (force=True) to replace them, or another --out"
             )
-
-
-def state_of(listing: Listing) -> str:
-    """Return the SHA-256 of the names, sizes and times of change of a folder's images."""
-    digest = hashlib.sha256()
-    for path in listing.paths:
-        digest.update(os.fsencode(path) + b"\0")
-        try:
-            found = (listing.root / path).stat()
-        except OSError:  # a link that leads nowhere: an image that cannot be read
-            continue
-        digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def as_json(content: Any) -> bytes:

@@ -63,6 +63,7 @@ def fit(
     found = world().first(found)
     if not found.changes:
         return Fitted(found, None, to_adapt, to_score, None)
+    assert to_adapt.transform is not None  # noqa: S101  they are images
     transform = to_adapt.transform.then(found.gain, found.offset)
     prepared = to_score.prepared_by(transform)
     by_itself = score(model, prepared, head)

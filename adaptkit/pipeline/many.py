@@ -14,10 +14,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint
-from adaptkit.data import ImageLoader
+from adaptkit.data import ImageLoader, Listing
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
-from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError, few
+from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError, few, shown
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.run import checked
 from adaptkit.files import check_outputs
@@ -33,7 +33,7 @@ from adaptkit.pipeline.common import (
     stem,
     versions,
 )
-from adaptkit.pipeline.domain_results import Results, state_of
+from adaptkit.pipeline.domain_results import Results
 from adaptkit.pipeline.holdout import check_holdout
 from adaptkit.pipeline.methods import check_layers
 from adaptkit.pipeline.one_domain import DomainAdapter
@@ -43,7 +43,7 @@ from adaptkit.pipeline.opening import (
     head_of,
     notes_on,
     open_checkpoint,
-    open_images,
+    open_samples,
     preparation,
     source_files,
     spelled_out,
@@ -53,6 +53,7 @@ from adaptkit.report.cells import csv
 from adaptkit.report.many import FAILED, DomainRow, domain_frame, page, runs_of, totals
 
 _LONGEST_REASON = 300
+_LONGEST_NAME = 200  # of a domain, to which endings are added
 _MATTERS = (  # arguments that decide about a result; what the checkpoint can say stands apart
     "mode",
     "samples",
@@ -136,7 +137,8 @@ def adapt_domain_folders(
     Args:
         source: a checkpoint file; never written.
         target: a folder; each folder in it is a domain, read as `adapt_folder` reads its target.
-            Hidden ones are passed over, and so are files.
+            Hidden ones are passed over, and so are files. Or a file of samples that says of each
+            which domain it is of (see `adaptkit.data.open`).
         out: the folder for the results, by default ``<source stem>-domains`` in the current folder;
             made if it is missing. In it ``<domain>.safetensors``, the pack, and
             ``<domain>.domain.json``, the record, for each domain, and of all ``summary.csv``,
@@ -174,13 +176,18 @@ def adapt_domain_folders(
         where = resolve_device(device)
         autocast(precision, where)  # which refuses what is unknown
         folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
-        domains, notes = _domains_in(Path(target))
+        of_column = Path(target).is_file()
+        domains, notes = ([], []) if of_column else _domains_in(Path(target))
         _check_folder(folder, Path(target))
         checkpoint = open_checkpoint(source, **said)
         check_layers(checkpoint)
         norm_layers(checkpoint.model.to(where), layers)  # which refuses names that are none
-        head = head_of(checkpoint)
-    agree(together, checkpoint, arguments | {"domains": domains}, {})
+        head = head_of(checkpoint, target)
+        how = batch_size, workers
+        as_one = open_samples(checkpoint, head, Path(target), *how) if of_column else None
+        members = {} if as_one is None else _members(as_one.listing)
+        domains = domains or sorted(members)
+    agree(together, checkpoint, arguments | {"domains": domains}, {"the target": as_one})
     calibration, shares, why_not = _known(checkpoint, head, arguments, progress)
     notes = [*notes_on(checkpoint, head), *filter(None, [why_not]), *notes]
     results = Results(folder, _made_from(checkpoint, arguments, shares))
@@ -210,7 +217,9 @@ def adapt_domain_folders(
     )
 
     def opened(domain: str) -> ImageLoader:
-        return open_images(checkpoint, head, Path(target, domain), batch_size, workers)
+        if as_one is None:
+            return open_samples(checkpoint, head, Path(target, domain), *how)
+        return as_one.of(as_one.listing.at(members[domain]))
 
     def watch(number: int) -> None:
         if progress:
@@ -264,7 +273,7 @@ def _adapt_each(
         images, pack = "", None
         try:
             loader = opened(name)
-            images = state_of(loader.listing)
+            images = loader.listing.state()
             there = not force and results.holds(name, images)
             if not there:
                 with alone():
@@ -325,6 +334,26 @@ def _domains_in(target: Path) -> tuple[list[str], list[str]]:
     return sorted(names), [note] if beside else []
 
 
+def _members(listing: Listing) -> dict[str, list[int]]:
+    """Return the places of each domain's samples, by the column of a manifest.
+
+    Raises:
+        DataError: it has none, or a domain's name cannot be that of a file.
+    """
+    if listing.domains is None:
+        raise DataError(
+            f"{listing.source} says of no sample which domain it is of: name a column "
+            f"'domain', or give a folder of folders"
+        )
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(listing.domains):
+        found.setdefault(name, []).append(place)
+    for name in found:
+        if name.startswith(".") or Path(name).name != name or len(name) > _LONGEST_NAME:
+            raise DataError(f"{listing.source}: domain {shown(name)} cannot be the name of a file")
+    return found
+
+
 def _check_folder(folder: Path, target: Path) -> None:
     """Refuse a folder for results that would be a domain, or cannot be made."""
     if folder.resolve().is_relative_to(target.resolve()):
@@ -361,7 +390,7 @@ def _known(
     of_source = None
     if source_data:
         how = arguments["batch_size"], arguments["workers"]
-        of_source = open_images(checkpoint, head, Path(source_data), *how)
+        of_source = open_samples(checkpoint, head, Path(source_data), *how)
     calibration, why_not = guarding.known_calibration(
         checkpoint,
         checkpoint.model,

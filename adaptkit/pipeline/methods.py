@@ -92,6 +92,16 @@ def check_layers(checkpoint: Checkpoint) -> None:
         )
 
 
+def check_images(*loaders: ImageLoader) -> None:
+    """Refuse samples that are ready for the model, for what works on images."""
+    for loader in loaders:
+        if loader.listing.shape is not None:
+            raise EstimationError(
+                f"{loader.listing.source} holds what the model takes as it is: --method adain and "
+                f"--input-fit are for images"
+            )
+
+
 def adabn(
     model: nn.Module,
     to_adapt: ImageLoader,
@@ -124,7 +134,6 @@ def decided(
 def adain(
     model: nn.Module,
     to_score: ImageLoader,
-    transform: Transform,
     style: Style | None,
     **options: Any,
 ) -> Adapted:
@@ -135,12 +144,13 @@ def adain(
 
     Args:
         model: left as it is.
-        to_score: the images.
-        transform: as the model takes images so far.
+        to_score: the images, as the model takes them so far.
         style: the source's; None takes the transform's own mean and standard deviation for it.
         options: of `estimate`.
     """
     notes = []
+    transform = to_score.transform
+    assert transform is not None  # noqa: S101  they are images
     if style is None:
         style = Style(torch.tensor(transform.mean), torch.tensor(transform.std))
         notes.append(

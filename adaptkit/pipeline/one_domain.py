@@ -74,7 +74,7 @@ class DomainAdapter:
         row = DomainRow(
             domain=name,
             status=KEPT if applied is None else ADAPTED,
-            images=len(loader.listing.paths),
+            images=len(loader.listing),
             skipped=len(loader.skipped),
             samples=seen.samples,
             choice=None if decision is None else decision.choice,
@@ -91,12 +91,13 @@ class DomainAdapter:
         decision = None
         if self.guard != guarding.OFF:
             alike = {name: self.options[name] for name in _OF_DECIDING}
+            alike["weight"] = images.weight
             decision = decide(
                 self.model, images, calibration=self.calibration, shares=self.shares, **alike
             )
         followed = decision if self.guard == guarding.AUTO else None
         seen, applied = decided_statistics(
-            followed or self._unasked(), self.model, images, **self.options
+            followed or self._unasked(), self.model, images, weight=images.weight, **self.options
         )
         return decision, seen, applied
 
@@ -111,8 +112,7 @@ class DomainAdapter:
 
 def _bytes_of(loader: ImageLoader) -> int:
     """Return what a loader's images take as the model wants them, in float32."""
-    transform = loader.transform
-    return 4 * len(loader.listing.paths) * transform.channels * math.prod(transform.image_size)
+    return 4 * len(loader.listing) * math.prod(loader.shape)
 
 
 def _figures(before: Scores, after: Scores) -> dict[str, Any]:

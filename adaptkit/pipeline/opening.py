@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from adaptkit import data
 from adaptkit.batches import device_of
 from adaptkit.checkpoint import Checkpoint, load_checkpoint
 from adaptkit.checkpoint.nesting import find
-from adaptkit.data import ImageLoader, class_names, image_folder
+from adaptkit.data import ImageLoader, class_names
 from adaptkit.errors import AdaptkitError, CheckpointError, few
 from adaptkit.transform import Transform
 
@@ -44,6 +45,7 @@ class Said(TypedDict, total=False):
     classes: str | Path | None
 
 
+_AXES = {3: " (channels, height, width)", 2: " (channels, length)", 1: " features"}
 _OF_IMAGES = ("image_size", "mean", "std", "channels", "resize", "interpolation")
 
 
@@ -84,17 +86,26 @@ class Head:
     size: int | None
 
 
-def head_of(checkpoint: Checkpoint) -> Head:
-    """Pass a blank image through a checkpoint's model and look at what comes out.
+def head_of(checkpoint: Checkpoint, target: str | Path | None = None) -> Head:
+    """Pass a blank sample through a checkpoint's model and look at what comes out.
+
+    Args:
+        checkpoint: of the model.
+        target: where samples lie that may be ready for the model; images have the shape that the
+            checkpoint's transform makes.
 
     Raises:
+        DataError: what is wrong with the target.
         CheckpointError: the checkpoint does not say how images are prepared, the model does not
-            take such images, or has another number of outputs than there are class names.
+            take such samples, or has another number of outputs than there are class names.
     """
     transform = checkpoint.transform
-    if transform is None:
-        raise _unprepared(checkpoint, {})
-    shape = (transform.channels, *transform.image_size)
+    shape = None if target is None else data.shape_of(target, pixels=transform is not None)
+    kind = "samples" if shape else "images"
+    if shape is None:
+        if transform is None:
+            raise _unprepared(checkpoint, {})
+        shape = (transform.channels, *transform.image_size)
     try:
         with torch.no_grad():
             blank = torch.zeros(1, *shape, device=device_of(checkpoint.model))
@@ -102,8 +113,8 @@ def head_of(checkpoint: Checkpoint) -> Head:
     except Exception as error:  # noqa: BLE001  a model may raise anything
         reason = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
-            f"{checkpoint.path} ({checkpoint.arch}) does not take images of "
-            f"{' x '.join(map(str, shape))} (channels, height, width): "
+            f"{checkpoint.path} ({checkpoint.arch}) does not take {kind} of "
+            f"{' x '.join(map(str, shape))}{_AXES.get(len(shape), '')}: "
             f"{type(error).__name__} {reason:.200}"
         ) from None
     if checkpoint.classes and head.size and len(checkpoint.classes) != head.size:
@@ -114,16 +125,16 @@ def head_of(checkpoint: Checkpoint) -> Head:
     return head
 
 
-def open_images(
+def open_samples(
     checkpoint: Checkpoint, head: Head, target: Path, batch_size: int, workers: int
 ) -> ImageLoader:
-    """Open a folder as a checkpoint's model takes images; of labels only those of classes count.
+    """Open a target as a checkpoint's model takes samples; of labels only those of classes count.
 
     Raises:
-        DataError: what is wrong with the folder.
+        DataError: what is wrong with the target.
     """
     named = head.kind == "classes"
-    return image_folder(
+    loader = data.open(
         target,
         transform=checkpoint.transform,
         classes=checkpoint.classes if named else None,
@@ -131,6 +142,9 @@ def open_images(
         batch_size=batch_size,
         workers=workers,
     )
+    if named or loader.listing.labels is None:
+        return loader
+    return loader.of(replace(loader.listing, labels=None, classes=None))
 
 
 def notes_on(checkpoint: Checkpoint, head: Head | None = None) -> list[str]:
@@ -156,8 +170,13 @@ def notes_on(checkpoint: Checkpoint, head: Head | None = None) -> list[str]:
     return notes
 
 
-def preparation(checkpoint: Checkpoint) -> str:
-    """Return, in a line or two, how images are prepared and who says so."""
+def preparation(checkpoint: Checkpoint, shape: tuple[int, ...] | None = None) -> str:
+    """Return, in a line or two, how images are prepared and who says so.
+
+    `shape` is of samples that are ready for the model, if they are.
+    """
+    if shape is not None:
+        return f"{' x '.join(map(str, shape))}{_AXES.get(len(shape), '')}, as they are"
     transform = checkpoint.transform
     if transform is None:
         return "not known"

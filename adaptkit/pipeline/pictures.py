@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from adaptkit.data import ImageLoader
-from adaptkit.data.decode import decode
 from adaptkit.errors import DataError
 from adaptkit.evaluation import Evaluation
 from adaptkit.report.pictures import Picture, changed
@@ -28,16 +27,19 @@ def pictures(
         images: read through at least once.
         classes: the outputs' names.
     """
-    paths = images.read()
-    if len(paths) != len(before):  # one could be read once and not again
+    places_read = images.kept()
+    if len(places_read) != len(before):  # one could be read once and not again
         return
+    paths = images.paths()
     best, worst = changed(before, after, MOST)
     for kind, places in (("best", best), ("worst", worst)):
         for place in places:
-            path = paths[place]
+            path = paths[places_read[place]]
             try:
-                image = decode(images.listing.root / path)
+                image = images.original(places_read[place])
             except DataError:
+                continue
+            if image is None:
                 continue
             data, media = _small(image)
             label = None if before.labels is None else _name(int(before.labels[place]), classes)

@@ -97,8 +97,7 @@ def score_and_see(
 
 def _check_one_image(model: nn.Module, tap: Tap, images: ImageLoader) -> None:
     """Pass a blank image: a layer whose rows are time steps could have as many as a batch."""
-    transform = images.transform
-    blank = torch.zeros(1, transform.channels, *transform.image_size, device=device_of(model))
+    blank = torch.zeros(1, *images.shape, device=device_of(model))
     with norms.evaluating(model), torch.no_grad():
         model(blank)
     tap.take(1)

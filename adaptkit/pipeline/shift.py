@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from typing_extensions import Unpack
 
+from adaptkit.batches import inputs_of
 from adaptkit.data import ImageLoader
 from adaptkit.device import resolve_device
 from adaptkit.distributed import world
@@ -31,6 +32,7 @@ from adaptkit.pipeline.common import (
     Clock,
     Progress,
     agree,
+    check_alike,
     refuse_too_many_bad,
     versions,
 )
@@ -40,7 +42,7 @@ from adaptkit.pipeline.opening import (
     head_of,
     notes_on,
     open_checkpoint,
-    open_images,
+    open_samples,
     preparation,
     source_files,
     spelled_out,
@@ -158,11 +160,13 @@ def shift_folders(
                 f"{model} ({checkpoint.arch}) has no layer with data-set statistics: "
                 f"{why_nothing_to_adapt(net)}"
             )
-        head = head_of(checkpoint)
-        every = open_images(checkpoint, head, Path(target), batch_size, workers)
-        of_source = source_data and open_images(
+        head = head_of(checkpoint, target)
+        every = open_samples(checkpoint, head, Path(target), batch_size, workers)
+        of_source = source_data and open_samples(
             checkpoint, head, Path(source_data), batch_size, workers
         )
+        if of_source:
+            check_alike(of_source, every)
     agree(together, checkpoint, arguments, {"the target": every, "the source data": of_source})
     chosen = drawn(every, samples, seed)
     with clock.stage("estimate"), some_readable(chosen):
@@ -195,7 +199,7 @@ def shift_folders(
             "checkpoint": {"sha256": checkpoint.sha256, "arch": checkpoint.arch},
             "transform": transform and transform.to_dict(),
             "transform_from": checkpoint.transform_from,
-            "prepared": preparation(checkpoint),
+            "prepared": preparation(checkpoint, every.listing.shape),
             "samples": {
                 "target": statistics.samples,
                 "source": against and against.images,
@@ -212,7 +216,7 @@ def shift_folders(
             write_files(
                 {path: (text or "").encode() for path, text in zip(outputs, texts, strict=True)}
             )
-    return ShiftRun(found, csv, outputs[1], words, tuple(notes), skipped, len(every.listing.paths))
+    return ShiftRun(found, csv, outputs[1], words, tuple(notes), skipped, len(every.listing))
 
 
 def against_source(
@@ -237,10 +241,8 @@ def against_source(
     before = features(model, target, layer=layer, progress=progress)
     anew = target if restyled is None else target.prepared_by(restyled)
     after = features(adapted, anew, layer=layer, progress=progress)
-    restyled_figures = None if restyled is None else _figures(anew)
     rows = [
-        *input_rows(_figures(source), _figures(target), restyled_figures, seed=seed),
-        *figure_rows(_sizes(source), _sizes(target)),
+        *_of_images(source, target, anew, seed),
         *feature_rows(scope, first, before, after, seed=seed),
     ]
     notes = [*_notes(source, head, len(first), len(before))]
@@ -258,6 +260,17 @@ def against_source(
     skipped = {str(source.listing.root / path): why for path, why in source.skipped.items()}
     every = first, before, after
     return AgainstSource(tuple(rows), tuple(notes), len(first), skipped, every)
+
+
+def _of_images(
+    source: ImageLoader, target: ImageLoader, anew: ImageLoader, seed: int
+) -> Iterator[Row]:
+    """Compare images as they are; samples that no transform prepared have no known unit."""
+    if source.listing.shape is not None:
+        return
+    restyled = None if anew is target else _figures(anew)
+    yield from input_rows(_figures(source), _figures(target), restyled, seed=seed)
+    yield from figure_rows(_sizes(source), _sizes(target))
 
 
 def drawn(loader: ImageLoader, samples: int, seed: int) -> ImageLoader:
@@ -278,7 +291,7 @@ def some_readable(loader: ImageLoader) -> Iterator[None]:
             raise
         name, reason = next(iter(loader.skipped.items()))
         raise DataError(
-            f"none of the {total:,} images in {loader.listing.root} can be read, the first being "
+            f"none of the {total:,} images in {loader.listing.source} can be read, the first being "
             f"{name} ({reason})"
         ) from error
 
@@ -298,11 +311,10 @@ def _sizes(loader: ImageLoader) -> dict[str, NDArray[np.float64]]:
 def pixels(loader: ImageLoader) -> Iterator[torch.Tensor]:
     """Yield a loader's images as the model sees them, but in the unit of the pixels, 0 to 1."""
     wanted = loader.transform
+    assert wanted is not None  # noqa: S101  they are images
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (wanted.mean, wanted.std))
     for batch in loader:
-        images = batch[0] if isinstance(batch, tuple) else batch
-        assert isinstance(images, torch.Tensor)  # noqa: S101  as ImageLoader yields them
-        yield images * std + mean
+        yield inputs_of(batch) * std + mean
 
 
 def _estimates(

@@ -19,6 +19,15 @@ def harmless(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
+def encodable(text: str) -> str:
+    r"""Return text with an escape for what of a broken file name is no text in any encoding.
+
+    >>> encodable("caf\udce9")
+    'caf\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def csv(frame: pd.DataFrame) -> str:
     """Return a table as CSV in which no name, of a column or in a cell, is a formula."""
     named = frame.rename(columns=lambda name: harmless(str(name)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from adaptkit.report.cells import short
+from adaptkit.report.cells import encodable, short
 from adaptkit.report.page import Page, Section, render
 
 ADAPTED, KEPT, FAILED = "adapted", "kept", "failed"
@@ -73,7 +73,10 @@ def _change(before: float | None, after: float | None) -> float | None:
 
 def domain_frame(rows: Iterable[DomainRow]) -> pd.DataFrame:
     """Return the rows as a table, whose columns are the fields of `DomainRow`."""
-    frame = pd.DataFrame([asdict(row) for row in rows], columns=list(DomainRow.__annotations__))
+    known = [asdict(row) for row in rows]
+    for row in known:
+        row |= {k: encodable(v) for k, v in row.items() if isinstance(v, str)}
+    frame = pd.DataFrame(known, columns=list(DomainRow.__annotations__))
     numbers = [*_MEANS, "p_value", "severity", "largest_error", "seconds"]
     whole = ("images", "skipped", "samples")
     return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(numbers, "float64"))
@@ -124,7 +127,7 @@ def ranked(rows: Iterable[DomainRow]) -> list[DomainRow]:
 def runs_of(rows: Iterable[DomainRow]) -> pd.DataFrame:
     """Return the domains that did not fail as runs, as far as words on several runs need it."""
     found = [row for row in rows if row.status != FAILED]
-    frame = pd.DataFrame({"run": [row.domain for row in found]})
+    frame = pd.DataFrame({"run": [encodable(row.domain) for row in found]})
     if any(row.accuracy_change is not None for row in found):
         frame["accuracy change"] = pd.Series([r.accuracy_change for r in found], dtype="float64")
         frame["p_value"] = pd.Series([r.p_value for r in found], dtype="float64")

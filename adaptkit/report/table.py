@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from adaptkit.files import write_files
+from adaptkit.report.cells import encodable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,10 +162,13 @@ class Report:
 
 def _known(row: Row) -> dict[str, Any]:
     """Return a row's fields; a figure that is not finite is unknown."""
-    return {
-        name: None if isinstance(value, float) and not isfinite(value) else value
-        for name, value in asdict(row).items()
-    }
+    found = asdict(row)
+    for name, value in found.items():
+        if isinstance(value, float) and not isfinite(value):
+            found[name] = None
+        elif isinstance(value, str):  # a class may be called after a folder
+            found[name] = encodable(value)
+    return found
 
 
 _WHEN = ("before", "after", "change")

@@ -15,7 +15,7 @@ from adaptkit.report.answer import (
     image_table,
     outcome,
 )
-from adaptkit.report.cells import short
+from adaptkit.report.cells import encodable, short
 from adaptkit.report.guarded import guard_table, mix_words
 from adaptkit.report.page.page import Page, Section
 from adaptkit.report.table import Report
@@ -85,7 +85,8 @@ def _sections(report: Report) -> Iterator[Section]:
         )
     skipped = details.get("skipped") or {}
     if skipped:
-        table = pd.DataFrame({"file": [*skipped], "why": [str(why) for why in skipped.values()]})
+        words = [(encodable(name), encodable(str(why))) for name, why in skipped.items()]
+        table = pd.DataFrame(words, columns=["file", "why"])
         yield Section(f"{len(skipped):,} files were skipped", "They could not be read.", table)
 
 

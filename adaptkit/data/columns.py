@@ -1,0 +1,157 @@
+"""A file of rows and named columns, and what ours mean: path, label, domain, weight."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adaptkit.data.labels import as_indices
+from adaptkit.errors import DataError, DependencyError, few
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+PATH = "path"
+KNOWN = ("label", "domain", "weight")
+
+
+class Known(NamedTuple):
+    """What the columns of `KNOWN` say, one a row, as `Listing` has it."""
+
+    labels: list[int] | None
+    classes: list[str] | None
+    note: str
+    domains: list[str] | None
+    weights: list[float] | None
+
+
+def read_columns(path: Path) -> Any:
+    """Read a table as a pandas DataFrame, its text as it stands: "NA" is a name, 007 is no 7.
+
+    Raises:
+        DataError: it cannot be read, has no rows, or a column stands twice.
+        DependencyError: it is a Parquet file and nothing is installed that reads it.
+    """
+    frame = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
+    frame.columns = [str(name).strip() for name in frame.columns]
+    if twice := sorted({name for name in frame.columns if list(frame.columns).count(name) > 1}):
+        raise DataError(f"{path}: column {few(twice)} stands there more than once")
+    if not len(frame):
+        raise DataError(f"{path} has no rows")
+    return frame
+
+
+def known_columns(
+    frame: Any, path: Path, *, classes: Any = None, outputs: int | None = None
+) -> Known:
+    """Return what the columns label, domain and weight say, where they are there.
+
+    Raises:
+        DataError: a label is no class of the model's, a domain is missing, or a weight is not a
+            number of 0 or more.
+    """
+    labels, names, note = None, None, ""
+    if "label" in frame:
+        labels, names, note = as_indices(
+            whole(texts(frame["label"])), path, classes=classes, outputs=outputs
+        )
+    domains = texts(frame["domain"]) if "domain" in frame else None
+    if domains and "" in domains:
+        raise DataError(f"{path}: {_row(domains.index(''))} has no domain")
+    weights = as_weights(numbers(frame["weight"]), path) if "weight" in frame else None
+    return Known(labels, names, note, domains, weights)
+
+
+def as_weights(values: np.ndarray, where: object) -> list[float]:
+    """Return weights of samples, checked.
+
+    Raises:
+        DataError: one is not a finite number of 0 or more, or all are 0.
+    """
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        raise DataError(
+            f"{where}: the weight in {_row(int(bad.argmax()))} is not a number of 0 or more"
+        )
+    if not values.any():
+        raise DataError(f"{where}: all weights are 0")
+    found: list[float] = values.astype(float).tolist()
+    return found
+
+
+def texts(column: Any) -> list[str]:
+    """Return a column as text, "" where there is none."""
+    values = column.astype(object).where(column.notna(), "").map(str).str.strip()
+    found: list[str] = values.tolist()
+    return found
+
+
+def whole(values: list[str]) -> list[str]:
+    """Return labels that are whole numbers without the point that other programs gave them.
+
+    >>> whole(["1.0", "2.0"]), whole(["1.0", "a"])
+    (['1', '2'], ['1.0', 'a'])
+    """
+    ends = [value.removesuffix(".0") for value in values]
+    return ends if all(end.isdecimal() or not end for end in ends) else values
+
+
+def numbers(column: Any) -> np.ndarray:
+    """Return a column as float64, NaN where there is no number."""
+    import pandas as pd
+
+    return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+
+
+def _row(number: int) -> str:
+    """Name a row as a user counts them: the first below the head is 1."""
+    return f"row {number + 1:,}"
+
+
+def _text(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        return pd.read_csv(
+            path,
+            sep="\t" if path.suffix.lower() == ".tsv" else _separator(path),
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            skip_blank_lines=True,
+            index_col=False,
+        )
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path} is empty") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, pd.errors.ParserError) as error:  # ValueError: not UTF-8
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(f"{path} cannot be read as a table: {reason}") from None
+
+
+def _separator(path: Path) -> str:
+    """Return what parts a CSV file's columns: a comma, or a semicolon as some languages have it."""
+    with path.open(encoding="utf-8-sig") as file:
+        head = file.readline(2**16)
+    return ";" if ";" in head and "," not in head else ","
+
+
+def _parquet(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        import pyarrow
+    except ImportError:
+        raise DependencyError(
+            f'{path}: Parquet files need pyarrow: pip install "adaptkit[parquet]"'
+        ) from None
+    try:
+        return pd.read_parquet(path, engine="pyarrow")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(f"{path} cannot be read as Parquet: {reason}") from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read {path}: {error.strerror or ' '.join(str(error).split())[:160]}")

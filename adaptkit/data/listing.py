@@ -1,0 +1,87 @@
+"""Where the samples of a target are, and what is known of each before it is read."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from adaptkit.data.decode import decode, image_size
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files below a folder, or named by a manifest, in a fixed order.
+
+    Of samples that lie elsewhere, as in an array, there are subclasses.
+
+    Args:
+        root: the folder.
+        paths: relative to it; of samples that are no files, names of them.
+        labels: the class of each sample as an index, or None.
+        classes: the names that the labels stand for, or None.
+        note: a sentence on how labels were or were not found; "" if there is nothing to say.
+        domains: the domain of each sample by name, or None.
+        weights: how much each sample counts in the statistics, or None where all count alike.
+        shape: of each sample, where they are ready for the model; None where they are images, which
+            a transform prepares.
+    """
+
+    root: Path
+    paths: Sequence[Path]
+    labels: Sequence[int] | None = None
+    classes: Sequence[str] | None = None
+    note: str = ""
+    domains: Sequence[str] | None = None
+    weights: Sequence[float] | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def source(self) -> Path:
+        """The folder or the file that holds the samples, for messages."""
+        return self.root
+
+    def read(self, index: int) -> Image.Image | Tensor:
+        """Return a sample: an image, or if there is a `shape`, a float32 tensor of that shape.
+
+        Raises:
+            DataError: it cannot be read. The message is the reason alone.
+        """
+        return decode(self.root / self.paths[index])
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """Return the (width, height) of an image as it is stored; None where there is none."""
+        return image_size(self.root / self.paths[index])
+
+    def at(self, indices: Sequence[int]) -> "Listing":
+        """Return some of the samples, in this order."""
+        return replace(
+            self,
+            paths=[self.paths[i] for i in indices],
+            labels=self.labels and [self.labels[i] for i in indices],
+            domains=self.domains and [self.domains[i] for i in indices],
+            weights=self.weights and [self.weights[i] for i in indices],
+        )
+
+    def state(self) -> str:
+        """Return the SHA-256 of the files' names, sizes and times of change, and what is known."""
+        digest = hashlib.sha256(repr((self.labels, self.weights)).encode())
+        for path in self.paths:
+            digest.update(os.fsencode(path) + b"\0")
+            digest.update(state_of(self.root / path))
+        return digest.hexdigest()
+
+
+def state_of(file: Path) -> bytes:
+    """Return a file's size and time of change as text; nothing of one that is not there."""
+    try:
+        found = file.stat()
+    except OSError:  # a link that leads nowhere: an image that cannot be read
+        return b""
+    return f"{found.st_size} {found.st_mtime_ns}\n".encode()
