@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,37 @@ def test_ctrl_c_where_nothing_is_kept_says_no_more(
             stopped = run(*line)
         assert (stopped.exit_code, stopped.stderr.strip()) == (130, "Interrupted.")
     assert there() == set()
+
+
+def test_so_it_is_of_tar_files(here: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which give what the folder gives that was packed into them."""
+    files = sorted((made / "target").glob("*/*.png"))
+    for number in range(3):
+        with tarfile.open(here / f"shard-{number}.tar", "w") as archive:
+            for file in files[number::3]:
+                archive.add(file, file.relative_to(made / "target").as_posix())
+    packed = [*STREAM, "--out", "packed.pt", "--seed", "3", "--report", "packed.csv"]
+    packed[packed.index("target")] = "shard-{0..2}.tar"
+    with monkeypatch.context() as patch:
+        counting(patch, interrupted, PASS + 400)
+        assert run(*packed).exit_code == 130
+    done = run(*packed, "--resume")
+    assert done.exit_code == 0, done.output
+    report = json.loads(Path("packed.json").read_bytes())
+    assert [name[len("shard-0.tar/") :] for name in sorted(report["skipped"])] == [
+        "0/broken.png",
+        "7/broken.png",
+    ]
+    exact = (*LINE, "--samples", "all", "--guard", "off", "--out", "folder.pt")
+    assert run(*exact).exit_code == 0
+    packed = [word if word != "target" else "shard-{0..2}.tar" for word in exact]
+    assert run(*packed[:-1], "exact.pt").exit_code == 0
+    found, due = (load_checkpoint(f"{n}.pt").model.state_dict() for n in ("exact", "folder"))
+    for name, tensor in due.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+    rows = [json.loads(Path(f"{n}.json").read_bytes())["rows"] for n in ("exact", "folder")]
+    accuracies = [[row["after"] for row in some if row["metric"] == "accuracy"] for some in rows]
+    assert accuracies[0] == accuracies[1]
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -39,7 +38,6 @@ class _Files:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._open: dict[int, int] = {}
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["_Files"], tuple[Sequence[Path]]]:
         return _Files, (self.paths,)
@@ -52,10 +50,11 @@ class _Files:
         """Return bytes of a file."""
         descriptor = self._open.get(number)
         if descriptor is None and len(self._open) < _MOST_OPEN:
-            with self._lock:
-                if number not in self._open:
-                    self._open[number] = os.open(self.paths[number], os.O_RDONLY)
-                descriptor = self._open[number]
+            # Without a lock, which a process forked meanwhile would find locked for ever.
+            opened = os.open(self.paths[number], os.O_RDONLY)
+            descriptor = self._open.setdefault(number, opened)
+            if descriptor != opened:
+                os.close(opened)
         if descriptor is not None:
             return os.pread(descriptor, size, offset)
         with self.paths[number].open("rb") as file:
