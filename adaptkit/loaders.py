@@ -65,6 +65,15 @@ def counted(loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         yield min(size, total - start), batch
 
 
+@runtime_checkable
+class Named(Protocol):
+    """A loader whose samples can be told apart without reading them."""
+
+    def names(self) -> list[str]:
+        """Return what tells its samples from another loader's, in its order."""
+        ...
+
+
 def indices_of(loader: Iterable[Any], seed: int) -> list[int] | None:
     """Return the indices of a loader's samples in its data set; None where it has none to be had.
 

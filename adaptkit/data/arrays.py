@@ -19,6 +19,7 @@ from adaptkit.data.listing import Listing, state_of
 from adaptkit.data.stored import SUFFIXES, Array, chosen, named, read_arrays
 from adaptkit.errors import DataError, few
 
+_LOOKED_AT = 8  # rows beside the first that tell an array from another
 _DOMAIN_KEYS, _WEIGHT_KEYS = ("domain", "domains"), ("weight", "weights")
 _READY = "{name} holds no pixels: its values are neither resized nor normalised."
 
@@ -65,11 +66,7 @@ class ArrayListing(Listing):
 
     def read(self, index: int) -> Image.Image | Tensor:
         """Return a row: an image of uint8 or uint16 pixels, or float32."""
-        if self.array is None:
-            again = chosen(read_arrays(self.file), INPUT_KEYS, self.file)
-            object.__setattr__(self, "array", again)  # frozen for all others
-        assert self.array is not None  # noqa: S101  it is now
-        row = self.array[self.rows[index]]
+        row = self._array()[self.rows[index]]
         if self.shape is None:
             return _image(np.asarray(row))
         if isinstance(row, Tensor):
@@ -80,6 +77,13 @@ class ArrayListing(Listing):
         if not sample.isfinite().all():
             raise DataError("holds a value that is NaN, infinite, or no number")
         return sample
+
+    def _array(self) -> Array:
+        if self.array is None:
+            again = chosen(read_arrays(self.file), INPUT_KEYS, self.file)
+            object.__setattr__(self, "array", again)  # frozen for all others
+        assert self.array is not None  # noqa: S101  it is now
+        return self.array
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Return the (width, height) of an image; None of anything else."""
@@ -92,6 +96,15 @@ class ArrayListing(Listing):
         assert isinstance(found, ArrayListing)  # noqa: S101
         rows = [self.rows[i] for i in indices]
         return replace(found, rows=rows, paths=_Names(self.file.name, rows))
+
+    def contents(self) -> str:
+        """Return the SHA-256 of a few rows, and of the array's form."""
+        array = self._array()
+        digest = hashlib.sha256(f"{array.dtype} {tuple(array.shape)}".encode())
+        for number in range(_LOOKED_AT + 1):
+            row = torch.as_tensor(array[self.rows[(len(self) - 1) * number // _LOOKED_AT]])
+            digest.update(row.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def state(self) -> str:
         """Return the SHA-256 of the file's size and time of change, and of what is known."""

@@ -1,5 +1,6 @@
 """A file of rows and named columns, and what ours mean: path, label, domain, weight."""
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ def read_columns(path: Path) -> Any:
     """
     frame = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
     frame.columns = [str(name).strip() for name in frame.columns]
-    if twice := sorted({name for name in frame.columns if list(frame.columns).count(name) > 1}):
+    names = set(frame.columns)  # pandas calls a second one "path.1"
+    if twice := [name for name in (PATH, *KNOWN) if f"{name}.1" in names]:
         raise DataError(f"{path}: column {few(twice)} stands there more than once")
     if not len(frame):
         raise DataError(f"{path} has no rows")
@@ -110,19 +112,22 @@ def _text(path: Path) -> Any:
     import pandas as pd
 
     try:
-        return pd.read_csv(
-            path,
-            sep="\t" if path.suffix.lower() == ".tsv" else _separator(path),
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            skip_blank_lines=True,
-            index_col=False,
-        )
+        with warnings.catch_warnings():  # of rows that are longer than the first line
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path,
+                sep="\t" if path.suffix.lower() == ".tsv" else _separator(path),
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,
+            )
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} is empty") from None
     except OSError as error:
         raise _unreadable(path, error) from None
+    except pd.errors.ParserWarning:
+        raise DataError(f"{path}: rows have more columns than the first line names") from None
     except (ValueError, pd.errors.ParserError) as error:  # ValueError: not UTF-8
         reason = " ".join(str(error).split())[:160]
         raise DataError(f"{path} cannot be read as a table: {reason}") from None

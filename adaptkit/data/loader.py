@@ -180,6 +180,10 @@ class ImageLoader(DataLoader[_Item]):
         """Return the names of its samples, in its order."""
         return [self.listing.paths[i] for i in self._indices()]
 
+    def names(self) -> list[str]:
+        """Return what tells its samples from another loader's, in its order."""
+        return [*map(str, self.paths()), self.listing.contents()]
+
     def kept(self) -> list[int]:
         """Return the positions of its images, without those that turned out not to be readable."""
         every = enumerate(self.paths())

@@ -108,11 +108,13 @@ def shape_of(path: str | Path, *, pixels: bool) -> tuple[int, ...] | None:
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     try:
-        is_file = path.is_file()
+        is_file, is_there = path.is_file(), path.exists()
         if is_sharded(path):
             return "shards"
     except (OSError, ValueError):  # which list_images names
         return "folder"
+    if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES, ".tar"):
+        raise DataError(f"there is no file {path}")
     if not is_file:
         return "folder"
     if suffix in columns.SUFFIXES:

@@ -103,6 +103,10 @@ class ShardListing(Listing):
         reasons = {n: self.reasons[i] for n, i in enumerate(indices) if i in self.reasons}
         return replace(found, where=self.where[list(indices)], reasons=reasons)
 
+    def contents(self) -> str:
+        """Return the SHA-256 of where the images lie."""
+        return hashlib.sha256(self.where.tobytes()).hexdigest()
+
     def state(self) -> str:
         """Return the SHA-256 of the files' sizes and times of change, and of what is known."""
         digest = hashlib.sha256(repr((self.labels, self.weights)).encode())

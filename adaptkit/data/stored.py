@@ -33,8 +33,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
         with path.open("rb"):  # so that what the system refuses is told from what a reader does
             pass
         return reader(path)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # noqa: BLE001  each reader raises its own on a broken file
@@ -52,7 +52,7 @@ def _npz(path: Path) -> dict[str, Array]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if not info.filename.endswith(".npy"):
-                raise DataError(f"{path} holds {info.filename!r:.80}, which is no array")
+                raise DataError(f"it holds {info.filename!r:.80}, which is no array")
             name = info.filename.removesuffix(".npy")
             if info.compress_type == zipfile.ZIP_STORED:
                 with path.open("rb") as file:
@@ -104,7 +104,7 @@ def _pt(path: Path) -> dict[str, Array]:
         arrays = {str(k): v for k, v in found.items() if isinstance(v, (Tensor, list))}
         return {k: v if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
     raise DataError(
-        f"{path} holds a {type(found).__name__}: expected a tensor, a pair of samples and labels, "
+        f"it holds a {type(found).__name__}: expected a tensor, a pair of samples and labels, "
         f"or a dict of tensors"
     )
 
@@ -114,7 +114,7 @@ def _safetensors(path: Path) -> dict[str, Array]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise DataError(f"{path} cannot be read as .safetensors: {error}") from None
+        raise DataError(f"it cannot be read as .safetensors: {error}") from None
 
 
 _READERS: dict[str, Callable[[Path], dict[str, Array]]] = {

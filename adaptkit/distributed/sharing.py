@@ -18,7 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from adaptkit.distributed.world import World
 from adaptkit.errors import AdaptkitError, DataError, DistributedError
-from adaptkit.loaders import HasSubset, Skips, indices_of, narrowed
+from adaptkit.loaders import HasSubset, Named, Skips, indices_of, narrowed
 
 _LOOKED_AT = 8  # samples beside the first that show whether two data sets are the same
 
@@ -200,8 +200,8 @@ def digest_of(loader: Any, indices: Sequence[int]) -> str:
         sorted({indices[last * i // _LOOKED_AT] for i in range(_LOOKED_AT + 1)}) if indices else []
     )
     digest = hashlib.sha256(np.asarray(indices, dtype=np.int64).tobytes())
-    if (names := _names(loader)) is not None:
-        digest.update("\0".join(map(str, names)).encode(errors="surrogateescape"))
+    if isinstance(loader, Named):  # an image that one machine cannot read is still the same one
+        digest.update("\0".join(loader.names()).encode(errors="surrogateescape"))
         return digest.hexdigest()
     with _seeded():
         for index in few:
@@ -211,14 +211,6 @@ def digest_of(loader: Any, indices: Sequence[int]) -> str:
             except (AdaptkitError, OSError, RuntimeError, ValueError) as error:
                 digest.update(str(error).encode())  # whoever reads it will say so
     return digest.hexdigest()
-
-
-def _names(loader: Any) -> Sequence[Any] | None:
-    """Return the names of a loader's samples, by which it can be told better than by reading some.
-
-    An image that one machine cannot read is still the same one.
-    """
-    return loader.paths() if isinstance(loader, Skips) and hasattr(loader, "paths") else None
 
 
 def _bytes(leaf: Any) -> bytes:

@@ -178,8 +178,9 @@ def agree(
     for name, loader in loaders.items():
         if isinstance(loader, ImageLoader):
             listing = loader.listing
-            names = "\n".join(map(str, (*listing.paths, *(listing.labels or ()))))
-            facts[f"images in {name}"] = len(listing.paths)
+            known = *loader.names(), *(listing.labels or ()), *(listing.weights or ())
+            names = "\n".join(map(str, known))
+            facts[f"samples in {name}"] = len(listing)
             facts[f"sha256 of the names in {name}"] = sha256(names.encode()).hexdigest()[:12]
     world.agree(facts, "start all with the same code, arguments, checkpoint and images")
 
