@@ -227,3 +227,5 @@ def _adapt_folders(
             f"{len(run.failed):,} of {len(run.rows):,} domains failed: {few(run.failed)}; see "
             f"{run.folder / 'summary.csv'}"
         )
+    if run.pooled is not None and run.pooled.error:
+        raise click.ClickException(f"the pooled result failed: {run.pooled.error}")

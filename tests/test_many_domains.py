@@ -83,15 +83,16 @@ def fails(message: str, *args: str, target: str = "domains", source: str = "sour
 def results(folder: str = "source-domains") -> dict[str, Any]:
     """Packs as bytes, and all that the other files say but for seconds and the run's own line."""
     found: dict[str, Any] = {}
-    for path in Path(folder).iterdir():
+    for path in Path(folder).rglob("*.*"):
+        name = path.relative_to(folder).as_posix()
         if path.suffix == ".json":
             text = re.sub(r'"seconds": [\d.]+', '"seconds": 0', path.read_text(encoding="utf-8"))
             content = json.loads(text)
-            found[path.name] = {**content, "command": "", "arguments": {}, "processes": 0}
+            found[name] = {**content, "command": "", "arguments": {}, "processes": 0}
         elif path.suffix == ".csv":
-            found[path.name] = pd.read_csv(path).drop(columns="seconds").to_csv()
+            found[name] = pd.read_csv(path).drop(columns="seconds").to_csv()
         elif path.suffix == ".safetensors":
-            found[path.name] = path.read_bytes()
+            found[name] = path.read_bytes()
     return found
 
 
@@ -198,8 +199,8 @@ def test_json_stands_alone_on_stdout_and_quiet_prints_nothing(here: Path) -> Non
 
 
 def stopped_after(count: int, **options: Any) -> None:
-    def progress(_: str, done: int, __: int | None) -> None:
-        if done == count:
+    def progress(stage: str, done: int, _: int | None) -> None:
+        if stage == "domains" and done == count:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -209,10 +210,11 @@ def stopped_after(count: int, **options: Any) -> None:
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(here: Path) -> None:
     assert adapt("--out", "whole").exit_code == 0
     stopped_after(2)
-    assert sorted(p.name for p in Path("source-domains").iterdir()) == [
+    assert sorted(p.name for p in Path("source-domains").rglob("*.*")) == [
         *("clean.domain.json", "clean.safetensors", "dark.domain.json", "dark.safetensors"),
+        *("pooled.domain.json", "pooled.safetensors"),
     ]
-    times = {p: p.stat().st_mtime_ns for p in Path("source-domains").iterdir()}
+    times = {p: p.stat().st_mtime_ns for p in Path("source-domains").rglob("*.*")}
     result = adapt()
     assert "2 were there already" in result.stdout
     assert {p: p.stat().st_mtime_ns for p in times} == times
@@ -509,9 +511,9 @@ def test_a_name_that_is_no_text(here: Path) -> None:
 # The table.
 
 
-def run_of(found: Sequence[DomainRow]) -> DomainsRun:
+def run_of(found: Sequence[DomainRow], pooled: DomainRow | None = None) -> DomainsRun:
     details = {"totals": totals(found), "prepared": "8 x 8", "notes": []}
-    return DomainsRun(tuple(found), details, Path("out"), 0, (), "All is said.")
+    return DomainsRun(tuple(found), pooled, details, Path("out"), 0, (), "All is said.")
 
 
 def made_up(number: int, change: float | None) -> DomainRow:
