@@ -144,6 +144,11 @@ def test_the_packages_are_listed_as_they_lie_on_disk() -> None:
     assert set(listed) == on_disk
 
 
+def test_data_is_there_without_its_own_import() -> None:
+    code = "import adaptkit; assert adaptkit.data.open.__doc__"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_the_public_names_exist_and_are_sorted() -> None:
     assert sorted(adaptkit.__all__) == adaptkit.__all__
     for name in adaptkit.__all__:
