@@ -22,15 +22,15 @@ def print_domains(run: "DomainsRun") -> None:
     from adaptkit.report.cells import short
     from adaptkit.report.many import FAILED, ranked
 
-    out, totals = console(), run.details["totals"]
+    out, totals, of = console(), run.details["totals"], run.details["of"]
     count, kept = totals["domains"], totals["kept"]
-    said = f"Adapted to {totals['adapted']:,} of {count:,} domains, {totals['images']:,} images"
+    said = f"Adapted to {totals['adapted']:,} of {count:,} domains, {totals['images']:,} {of}"
     out.print(f"{said}; {kept:,} kept the source's statistics" if kept else said)
     if run.found:
         out.print(f"{run.found:,} were there already, made from the same; --force makes them anew")
     if totals["skipped"]:
-        out.print(f"Skipped {totals['skipped']:,} images that cannot be read")
-    out.print(f"Images: {run.details['prepared']}")
+        out.print(f"Skipped {totals['skipped']:,} {of} that cannot be read")
+    out.print(f"{of.capitalize()}: {run.details['prepared']}")
     for note in run.details["notes"]:
         out.print(f"Note: {note}")
     pooled = run.pooled
@@ -42,7 +42,8 @@ def print_domains(run: "DomainsRun") -> None:
         if len(rows) > 2 * EACH_END:
             worst, best = rows[:EACH_END], rows[-EACH_END:]
         out.print()
-        out.print(_table(worst, best, [pooled] if pooled and pooled.status != FAILED else []))
+        as_one = [pooled] if pooled is not None and pooled.status != FAILED else []
+        out.print(_table(worst, best, as_one, of))
     out.print(f"\n{run.answer}")
     if pooled is not None and pooled.status == FAILED:
         out.print(f"The pooled result failed: {pooled.error}")
@@ -63,13 +64,16 @@ def print_domains(run: "DomainsRun") -> None:
 
 
 def _table(
-    worst: "Sequence[DomainRow]", best: "Sequence[DomainRow]", as_one: "Sequence[DomainRow]"
+    worst: "Sequence[DomainRow]",
+    best: "Sequence[DomainRow]",
+    as_one: "Sequence[DomainRow]",
+    of: str,
 ) -> Table:
     """Return a row a domain: its accuracy where any has labels, else the mean confidence."""
     by_labels = worst[0].accuracy_change is not None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("accuracy, %" if by_labels else "mean confidence, %", no_wrap=True)
-    for title in ("images", "before", *(["pooled"] if as_one else []), "after", "change"):
+    for title in (of, "before", *(["pooled"] if as_one else []), "after", "change"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("guard", no_wrap=True)
     for row in worst:

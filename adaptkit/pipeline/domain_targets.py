@@ -8,7 +8,7 @@ from pathlib import Path
 from adaptkit.data import ImageLoader, Listing
 from adaptkit.errors import DataError, few, shown
 
-_LONGEST_NAME = 200  # of a domain, to which endings are added
+_LONGEST_NAME = 200  # bytes of a domain's, to which endings are added
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class DomainTargets:
         if self.as_one is None:
             return self.opened(self.target / name)
         return self.as_one.of(self.as_one.listing.at(self.members[name]))
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of each sample, where they are ready for the model; None of images."""
+        return None if self.as_one is None else self.as_one.listing.shape
 
     def listed(self, name: str) -> Listed:
         """Return what is known of a domain's samples before any is read.
@@ -127,6 +132,20 @@ def _members(listing: Listing) -> dict[str, list[int]]:
     for place, name in enumerate(listing.domains):
         found.setdefault(name, []).append(place)
     for name in found:
-        if name.startswith(".") or Path(name).name != name or len(name) > _LONGEST_NAME:
+        if not _can_be_a_file(name):
             raise DataError(f"{listing.source}: domain {shown(name)} cannot be the name of a file")
     return found
+
+
+def _can_be_a_file(name: str) -> bool:
+    r"""Whether a pack may have a name, and would be seen by whoever looks for it.
+
+    >>> [_can_be_a_file(name) for name in ("camera 7", "", ".hidden", "a/b", "a\0b", "\ud800")]
+    [True, False, False, False, False, False]
+    """
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
+    visible = Path(name).name == name and not name.startswith(".") and "\0" not in name
+    return visible and 0 < length <= _LONGEST_NAME

@@ -1,4 +1,4 @@
-"""A folder of domains to a pack for each and one summary, a domain after the other."""
+"""A target of many domains to a pack for each and one summary, a domain after the other."""
 
 import json
 import time
@@ -28,6 +28,7 @@ from adaptkit.pipeline.class_shares import AUTO, UNIFORM, known_shares
 from adaptkit.pipeline.common import (
     Progress,
     agree,
+    check_alike,
     command_line,
     refuse_too_many_bad,
     stem,
@@ -78,7 +79,7 @@ _MATTERS = (  # arguments that decide about a result; what the checkpoint can sa
 
 @dataclass(frozen=True)
 class DomainsRun:
-    """What came of a folder of domains.
+    """What came of a target of many domains.
 
     Args:
         rows: one a domain, in the order of their names.
@@ -133,27 +134,35 @@ def adapt_domain_folders(
     progress: Progress | None = None,
     **said: Unpack[Said],
 ) -> DomainsRun:
-    """Adapt a checkpoint to each sub-folder of a folder by itself; write a pack for each.
+    """Adapt a checkpoint to each domain of a target by itself; write a pack for each.
 
-    Each domain's pack is what `adapt_folder` writes for its folder with `stats_only`. It is written
-    as soon as it is known, with a record of what it was made from, so that a run that was stopped
-    goes on where it was: a domain is left as it is if its pack is there, made from the same
-    checkpoint with the same arguments, and its images have the same names, sizes and times of
-    change. (`batch_size`, `workers`, `device`, `memory` and `skip_bad` may differ.) A domain that
-    fails does not stop the others, and is tried again the next time.
+    Each domain's pack is what `adapt_folder` writes for its samples with `stats_only`. It is
+    written as soon as it is known, with a record of what it was made from, so that a run that was
+    stopped goes on where it was: a domain is left as it is if its pack is there, made from the same
+    checkpoint with the same arguments, and its files have the same names, sizes and times of
+    change, its rows the same labels and weights. (`batch_size`, `workers`, `device`, `memory` and
+    `skip_bad` may differ.) A domain that fails does not stop the others, and is tried again the
+    next time.
+
+    Beside them is the pooled result, of all domains as one: a pack that `adapt_folder` would write
+    for all their samples. Every domain is scored with it too, to show what its own is worth. It is
+    of as many samples as one domain's is at most, drawn from all domains that can be listed, and is
+    made anew where those have changed; if its pack is then another one, every domain is scored with
+    it again.
 
     In a job of several processes (see `adaptkit.distributed`) call it in each, with the same
-    arguments and folders. Each takes the next domain whenever it is done with one, and works on it
-    alone; the first one writes the summary.
+    arguments and target. Each takes the next domain whenever it is done with one, and works on it
+    alone; the first one makes the pooled pack and writes the summary.
 
     Args:
         source: a checkpoint file; never written.
         target: a folder; each folder in it is a domain, read as `adapt_folder` reads its target.
-            Hidden ones are passed over, and so are files. Or a file of samples that says of each
-            which domain it is of (see `adaptkit.data.open`).
+            Hidden ones are passed over, and so are files. Or a file with a column or an array
+            "domain", which says of each sample which one it is of (see `adaptkit.data.open`).
         out: the folder for the results, by default ``<source stem>-domains`` in the current folder;
             made if it is missing. In it ``<domain>.safetensors``, the pack, and
-            ``<domain>.domain.json``, the record, for each domain, and of all ``summary.csv``,
+            ``<domain>.domain.json``, the record, for each domain, the same two of all as one in the
+            folder ``pooled`` (where no domain's can lie), and of all ``summary.csv``,
             ``summary.json`` and ``summary.html``.
         device: as for `adapt_folder`, like all that follow.
         batch_size: as there.
@@ -172,7 +181,7 @@ def adapt_domain_folders(
         seed: as there; the same for every domain.
         force: make every domain's result anew, also in the place of what is none.
         skip_bad: as there.
-        progress: called as ``progress("domains", done, total)``.
+        progress: called as ``progress(stage, done, total)``, with "listing" or "domains".
         said: as there.
 
     Raises:
@@ -206,7 +215,7 @@ def adapt_domain_folders(
         )
         domains = targets.names
     agree(together, checkpoint, arguments | {"domains": domains}, {"the target": targets.as_one})
-    calibration, shares, why_not = _known(checkpoint, head, arguments, progress)
+    calibration, shares, why_not = _known(checkpoint, head, arguments, targets, progress)
     notes = [*notes_on(checkpoint, head), *filter(None, [why_not]), *notes]
     results = Results(folder, _made_from(checkpoint, arguments, shares))
     with together.united():
@@ -265,12 +274,14 @@ def adapt_domain_folders(
     def summed_up() -> DomainsRun:
         rows = tuple(done[name] for name in domains)
         all_as_one = None if pooled is None else with_figures(pooled.row, rows, pooled.names)
-        about = _details(line, arguments, folder, checkpoint, head, where, notes)
+        about = _details(line, arguments, folder, checkpoint, head, targets, where, notes)
         details = {**about, "processes": together.size, **_all_of(rows, all_as_one)}
         said = answer(runs_of(rows), "domain"), against_pooled(rows, all_as_one)
         words = " ".join(filter(None, said))
         table = csv(domain_frame([*rows, *([all_as_one] if all_as_one else [])]))
-        written = results.write_summary(details, table, page(rows, all_as_one, words, line))
+        written = results.write_summary(
+            details, table, page(rows, all_as_one, words, line, of=about["of"])
+        )
         return DomainsRun(rows, all_as_one, details, folder, found, written, words)
 
     with together.united():
@@ -387,7 +398,11 @@ def _shares_file(class_shares: str | Path) -> list[Path]:
 
 
 def _known(
-    checkpoint: Checkpoint, head: Head, arguments: Mapping[str, Any], progress: Progress | None
+    checkpoint: Checkpoint,
+    head: Head,
+    arguments: Mapping[str, Any],
+    targets: DomainTargets,
+    progress: Progress | None,
 ) -> tuple[Calibration | None, Tensor | None, str]:
     """Return what is known of the model's own domain, the domains' class shares, and a note."""
     given, source_data = arguments["class_shares"], arguments["source_data"]
@@ -397,6 +412,8 @@ def _known(
     if source_data:
         how = arguments["batch_size"], arguments["workers"]
         of_source = open_samples(checkpoint, head, Path(source_data), *how)
+        if targets.as_one is not None:
+            check_alike(of_source, targets.as_one)
     calibration, why_not = guarding.known_calibration(
         checkpoint,
         checkpoint.model,
@@ -444,6 +461,7 @@ def _details(
     folder: Path,
     checkpoint: Checkpoint,
     head: Head,
+    targets: DomainTargets,
     where: torch.device,
     notes: Sequence[str],
 ) -> dict[str, Any]:
@@ -462,10 +480,11 @@ def _details(
             "adapted": checkpoint.adapted,
         },
         "outputs": {"kind": head.kind, "classes": head.size},
-        "prepared": preparation(checkpoint),
+        "of": "images" if targets.shape is None else "samples",
+        "prepared": preparation(checkpoint, targets.shape),
         "transductive": None
         if arguments["holdout"]
-        else "the images that were scored include those that were adapted to",
+        else "what was scored includes what was adapted to",
         "notes": list(notes),
     }
 

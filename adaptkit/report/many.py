@@ -204,7 +204,13 @@ def runs_of(rows: Iterable[DomainRow]) -> pd.DataFrame:
     return frame
 
 
-def page(rows: Sequence[DomainRow], pooled: DomainRow | None, answer: str, command: str) -> str:
+def page(
+    rows: Sequence[DomainRow],
+    pooled: DomainRow | None,
+    answer: str,
+    command: str,
+    of: str = "images",
+) -> str:
     """Return the rows as one self-contained HTML page.
 
     Args:
@@ -212,6 +218,7 @@ def page(rows: Sequence[DomainRow], pooled: DomainRow | None, answer: str, comma
         pooled: of all as one, where there is such a result.
         answer: what they come to, in a sentence or two.
         command: the line that makes them again.
+        of: what the domains are of, "images" or "samples".
     """
     sections = []
     failed = [(short(row.domain, _LONGEST_NAME), row.error) for row in rows if row.status == FAILED]
@@ -219,20 +226,20 @@ def page(rows: Sequence[DomainRow], pooled: DomainRow | None, answer: str, comma
         why = "They are tried again when the command is given again."
         sections.append(Section("Failed", why, pd.DataFrame(failed, columns=["domain", "why"])))
     if pooled is not None:
-        sections.append(_all_as_one(pooled))
+        sections.append(_all_as_one(pooled, of))
     sections.append(
         Section(
             "All domains",
             "A row a domain; a column's name sorts by it. Where a domain has no labels its "
             "accuracy is not known: confidence that rises is a hint, no more.",
-            _readable([row for row in rows if row.status != FAILED]),
+            _readable([row for row in rows if row.status != FAILED], of),
             signed=[_POINTS],
         )
     )
     return render(Page("Many domains", answer, sections, [command]))
 
 
-def _all_as_one(pooled: DomainRow) -> Section:
+def _all_as_one(pooled: DomainRow, of: str) -> Section:
     title = "All as one (pooled)"
     if pooled.status == FAILED:
         return Section(title, f"It failed, and is tried again the next time: {pooled.error}")
@@ -241,17 +248,17 @@ def _all_as_one(pooled: DomainRow) -> Section:
         f"itself is to be weighed against. Its statistics are in {pooled.pack}; its figures are "
         f"means over the domains, each counting alike. {pooled.note}"
     )
-    return Section(title, text, _readable([replace(pooled, note="")]), signed=[_POINTS])
+    return Section(title, text, _readable([replace(pooled, note="")], of), signed=[_POINTS])
 
 
 _POINTS = "change, points"
 
 
-def _readable(rows: Sequence[DomainRow]) -> pd.DataFrame:
+def _readable(rows: Sequence[DomainRow], of: str) -> pd.DataFrame:
     """Return what a person wants of the rows: percentages, and no column that is empty."""
     found = {
         "domain": [short(row.domain, _LONGEST_NAME) for row in rows],
-        "images": [row.images for row in rows],
+        of: [row.images for row in rows],
         "accuracy before, %": [_percent(row.accuracy_before) for row in rows],
         "pooled, %": [_percent(row.accuracy_pooled) for row in rows],
         "after, %": [_percent(row.accuracy_after) for row in rows],
