@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EACH_END = 5  # domains shown of those that lost most, and of those that gained most
 FAILED_SHOWN = 50
-_LONGEST_NAME = 28
+_LONGEST_NAME = 24
 
 
 def print_domains(run: "DomainsRun") -> None:
@@ -84,7 +84,7 @@ def _table(
         table.add_row(*_cells(row, by_labels, with_pooled=bool(as_one)))
     for row in as_one:
         table.add_row("")
-        table.add_row("all as one (pooled), mean", *_cells(row, by_labels, with_pooled=True)[1:])
+        table.add_row("all as one (pooled)", *_cells(row, by_labels, with_pooled=True)[1:])
     return table
 
 
