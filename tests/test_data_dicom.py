@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import set_pixel_data
+from pydicom.pixels.utils import set_pixel_data
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -110,10 +110,10 @@ FUNCTIONS = {"LINEAR": linear, "LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid,
 def test_windows_over_a_rescale_are_the_standards(
     tmp_path: Path, function: str, c: float, w: float, slope: float, intercept: float
 ) -> None:
-    tags = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    tags: dict[str, Any] = {"RescaleSlope": slope, "RescaleIntercept": intercept}
     tags |= {"WindowCenter": [c, 1], "WindowWidth": [w, 2]}  # of several the first
     if function:
-        tags["VOILUTFunction"] = function  # type: ignore[assignment]
+        tags["VOILUTFunction"] = function
     found = shown(tmp_path, DEEP, **tags)
     value = DEEP.astype(float) * slope + intercept
     expected = np.vectorize(FUNCTIONS[function], otypes=[float])(value, c, w)

@@ -1,7 +1,9 @@
 """One DICOM file to pixels: 8-bit grey or RGB, as a viewer first shows it."""
 
+import shutil
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +23,17 @@ Stored = NDArray[Any]  # as in the file: integers, seldom floats
 Bools = NDArray[np.bool_]
 
 
-def is_dicom(path: str | Path) -> bool:
-    """Whether a file says of itself that it is DICOM, whatever it is called."""
-    with Path(path).open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+def is_dicom(path: str | Path | BinaryIO) -> bool:
+    """Whether a file, by its path or open, says of itself that it is DICOM."""
+    if isinstance(path, (str, Path)):
+        with Path(path).open("rb") as file:
+            return is_dicom(file)
+    path.seek(0)
+    return path.read(132)[128:] == b"DICM"
 
 
-def decode_dicom(path: str | Path) -> Image.Image:
-    """Read the first frame of a DICOM file into mode "L" or "RGB".
+def decode_dicom(path: str | Path | BinaryIO) -> Image.Image:
+    """Read the first frame of a DICOM file, by its path or open, into mode "L" or "RGB".
 
     Grey goes the standard's way (PS3.3 C.11.1 and C.11.2) from what is stored:
 
@@ -46,6 +51,12 @@ def decode_dicom(path: str | Path) -> Image.Image:
             for this compression) is not installed. The message is the reason alone, without the
             path. pydicom raises other errors on a broken file.
     """
+    if not isinstance(path, (str, Path)):  # of which pydicom would not read the header alone
+        with tempfile.NamedTemporaryFile() as copy:
+            path.seek(0)
+            shutil.copyfileobj(path, copy)
+            copy.flush()
+            return decode_dicom(copy.name)
     try:
         from pydicom.errors import InvalidDicomError
         from pydicom.filereader import dcmread, read_file_meta_info
@@ -192,8 +203,8 @@ def windowed(values: Floats, centre: float, width: float, function: str = "LINEA
 def _stretched(values: Floats, inside: Bools) -> Floats:
     if not inside.any():
         return np.zeros_like(values)
-    low, high = values[inside].min(), values[inside].max()
-    return np.clip((values - low) / (high - low or 1), 0, 1)
+    low, high = float(values[inside].min()), float(values[inside].max())
+    return np.asarray(np.clip((values - low) / (high - low or 1), 0, 1))
 
 
 def _looked_up(values: NDArray[Any], item: "Dataset", header: "Dataset") -> tuple[Floats, float]:
