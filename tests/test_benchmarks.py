@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from benchmarks import startup
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.machine import described
 from benchmarks.tables import PAGES, RESULTS, TABLES, as_markdown, filled
@@ -30,3 +31,23 @@ def test_committed_rows_say_what_and_where_they_are_of() -> None:
 def test_tables_leave_the_unknown_empty() -> None:
     table = as_markdown(pd.DataFrame({"a": ["x", "y"], "b": [1.25, None]}))
     assert table.splitlines() == ["| a | b |", "| --- | --- |", "| x | 1.25 |", "| y |  |"]
+
+
+def test_starts_are_relative_to_a_bare_import_and_listings_to_nothing() -> None:
+    seconds = {startup.IMPORTS: (2, 4, 3), startup.ADAPT: (4, 9, 6), "listing": (1, 1, 1)}
+    rows = [
+        {
+            "case": "flat" if method == "listing" else startup.START,
+            "method": method,
+            "architecture": "none",
+            "samples": 0,
+            "seconds": value,
+            "processor s": value / 2,
+        }
+        for method, values in seconds.items()
+        for value in values
+    ]
+    found = startup.summary(pd.DataFrame(rows)).set_index("method")
+    assert found["seconds"].to_dict() == {startup.IMPORTS: 3, startup.ADAPT: 6, "listing": 1}
+    for column in ("seconds, import = 1", "processor s, import = 1"):
+        assert found[column].dropna().to_dict() == {startup.IMPORTS: 1, startup.ADAPT: 2}
