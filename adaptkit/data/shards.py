@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -25,11 +27,12 @@ from adaptkit.errors import DataError, few
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_FILES = 100_000
-_MOST_OPEN = 128  # files, of the 1,024 that a process often may have
+_MOST_OPEN = 256  # files, of the 1,024 that a process often may have
 _MOST_IMAGE = 2**30  # bytes of an image file
 _MOST_WORDS = 2**20  # bytes of what is said of one
 _HEAD = 2**18  # bytes of an image file in which its size mostly stands
 _SAID = ("cls", "json")
+_KNOWN = ("label", "domain", "weight")
 
 
 class _Files:
@@ -60,6 +63,20 @@ class _Files:
         with self.paths[number].open("rb") as file:
             file.seek(offset)
             return file.read(size)
+
+
+class _Names(Sequence[Path]):
+    """Names of images, as paths only while they are looked at: a million of those take 400 MB."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, number: Any) -> Any:
+        found = self.texts[number]
+        return _Names(found) if isinstance(number, slice) else Path(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +117,12 @@ class ShardListing(Listing):
         """Return some of the images, in this order."""
         found = super().at(indices)
         assert isinstance(found, ShardListing)  # noqa: S101
-        reasons = {n: self.reasons[i] for n, i in enumerate(indices) if i in self.reasons}
-        return replace(found, where=self.where[list(indices)], reasons=reasons)
+        return replace(
+            found,
+            paths=_Names([str(path) for path in found.paths]),
+            where=self.where[list(indices)],
+            reasons={n: self.reasons[i] for n, i in enumerate(indices) if i in self.reasons},
+        )
 
     def contents(self) -> str:
         """Return the SHA-256 of where the images lie."""
@@ -188,38 +209,46 @@ def list_shards(
     """
     files = _Files(_expanded(path))
     root = path if path.is_dir() else path.parent
-    samples: list[_Sample] = []
-    ends: list[str] = []
+    names: list[str] = []
+    where = array("q")
+    said: dict[str, list[str]] = {what: [] for what in _KNOWN}
+    reasons: dict[int, str] = {}
+    cut: list[str] = []
     for number, file in enumerate(files.paths):
-        found, ended = _samples(files, number, _named(file, root))
-        samples += found
-        ends += [] if ended else [file.name]
-    if not samples:
+        shard = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+        for sample in _samples(file):
+            if not sample.name:
+                cut.append(shard)
+                continue
+            if sample.image.reason:
+                reasons[len(names)] = sample.image.reason
+            names.append(f"{shard}/{sample.name}")
+            where.extend((number, sample.image.offset, sample.image.size))
+            for what, values in said.items():
+                values.append(sys.intern(sample.said.get(what, "")))
+    if not names:
         raise DataError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
-    labels, names, note = _labels(samples, path, classes, outputs)
-    domains = _every(samples, "domain", path)
-    weights = _every(samples, "weight", path)
-    cut = f"{few(ends)}: without the mark that ends a tar file, so perhaps cut off." if ends else ""
-    where = [(s.file, s.image.offset, s.image.size) for s in samples]
+    labels, of_classes, note = _labels(said["label"], names, path, classes, outputs)
+    domains, weights = (_every(said[what], what, names, path) for what in ("domain", "weight"))
+    end = f"{few(cut)}: without the mark that ends a tar file, so perhaps cut off." if cut else ""
     return ShardListing(
         root=root,
-        paths=[Path(s.name) for s in samples],
+        paths=_Names(names),
         labels=labels,
-        classes=names,
-        note=" ".join(filter(None, (note, cut))),
+        classes=of_classes,
+        note=" ".join(filter(None, (note, end))),
         domains=domains,
         weights=_numbers(weights, path) if weights else None,
         given=path,
         files=files,
-        where=np.array(where, dtype=np.int64),
-        reasons={i: s.image.reason for i, s in enumerate(samples) if s.image.reason},
+        where=np.array(where, dtype=np.int64).reshape(-1, 3),
+        reasons=reasons,
     )
 
 
 class _Sample(NamedTuple):
-    """An image, and what stands beside it: of `_SAID`, and of JSON."""
+    """An image, and what is said of it; one without a name is a tar file's missing end."""
 
-    file: int
     name: str
     image: Member
     said: Mapping[str, str]
@@ -247,31 +276,25 @@ def _expanded(path: Path) -> list[Path]:
     return [Path(text) for text in found]
 
 
-def _named(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
-
-
-def _samples(files: _Files, number: int, shard: str) -> tuple[list[_Sample], bool]:
-    """Return the samples in a tar file, in the order of their images, and whether it has an end."""
-    parts: dict[str, list[Member]] = {}
-    ended = True
-    for member in members(files.paths[number]):
+def _samples(path: Path) -> Iterator[_Sample]:
+    """Yield the samples in a tar file, in the order in which their first members stand there."""
+    file = _Files([path])
+    parts: dict[str, list[tuple[str, Member]]] = {}
+    for member in members(path):
         if not member.name:
-            ended = False
+            yield _Sample("", member, {})
             continue
         steps = [step for step in member.name.split("/") if step not in ("", ".")]
         if any(step.startswith(".") and step != ".." for step in steps):
             continue  # hidden, as what macOS adds for each file
         member = member._replace(name="/".join(steps))
         key, extension = _key(member.name)
-        if extension in _SAID or f".{extension.rpartition('.')[2]}" in EXTENSIONS:
-            parts.setdefault(key, []).append(member)
-    found = []
+        if extension in _SAID or _is_image(extension):
+            parts.setdefault(key, []).append((extension, member))
     for key, some in parts.items():
-        said = _said(files, number, some)
-        for image, name in _images(key, some):
-            found.append(_Sample(number, f"{shard}/{name}", image, said))
-    return found, ended
+        said = _said(file, some)
+        for name, image in _images(key, some):
+            yield _Sample(name, image, said)
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -285,61 +308,68 @@ def _key(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _images(key: str, some: Sequence[Member]) -> Iterator[tuple[Member, str]]:
-    """Yield a sample's image, and the name of each member that should be one; the first is it.
+def _is_image(extension: str) -> bool:
+    return f".{extension.rpartition('.')[2]}" in EXTENSIONS
+
+
+def _images(key: str, some: Sequence[tuple[str, Member]]) -> Iterator[tuple[str, Member]]:
+    """Yield the name and the member of a sample's image, and of each other that could be it.
 
     Where an extension is an image's alone, as in 7.jpg, those of more than one point, as 7.seg.png,
     are something else of the sample.
     """
-    every = [m for m in some if f".{_key(m.name)[1].rpartition('.')[2]}" in EXTENSIONS]
-    plain = [m for m in every if "." not in _key(m.name)[1]] or every
-    for place, member in enumerate(plain):
-        reason, name = member.reason, member.name
+    every = [part for part in some if _is_image(part[0])]
+    plain = [part for part in every if "." not in part[0]] or every
+    for place, (_, member) in enumerate(plain):
         if place:
-            reason = f"another image of {key}, which has {_key(plain[0].name)[1]} already"
-            name = f"{name}#{place + 1}"
-        elif member.size > _MOST_IMAGE and not reason:
-            reason = "larger than 1 GiB"
-        yield member._replace(reason=reason), name
+            again = f"another image of {key}, which has {plain[0][0]} already"
+            yield f"{member.name}#{place + 1}", member._replace(reason=again)
+        elif member.size > _MOST_IMAGE and not member.reason:
+            yield member.name, member._replace(reason="larger than 1 GiB")
+        else:
+            yield member.name, member
 
 
-def _said(files: _Files, number: int, some: Sequence[Member]) -> dict[str, str]:
+def _said(file: _Files, some: Sequence[tuple[str, Member]]) -> dict[str, str]:
     """Return what the members beside an image say of it; of what cannot be read nothing."""
     found: dict[str, str] = {}
-    for member in some:
-        extension = _key(member.name)[1]
+    for extension, member in some:
         if extension not in _SAID or member.reason or member.size > _MOST_WORDS:
             continue
         try:
-            text = files.read(number, member.offset, member.size).decode("utf-8").strip()
+            text = file.read(0, member.offset, member.size).decode("utf-8").strip()
             told = json.loads(text) if extension == "json" else {"label": text}
         except (ValueError, RecursionError):
             continue
         if isinstance(told, dict):
-            known = {k: v for k, v in told.items() if k in ("label", "domain", "weight")}
+            known = {k: v for k, v in told.items() if k in _KNOWN}
             found |= {k: str(v) for k, v in known.items() if isinstance(v, (str, int, float))}
     return found
 
 
 def _labels(
-    samples: Sequence[_Sample], path: Path, classes: Sequence[str] | None, outputs: int | None
+    values: Sequence[str],
+    names: Sequence[str],
+    path: Path,
+    classes: Sequence[str] | None,
+    outputs: int | None,
 ) -> tuple[list[int] | None, list[str] | None, str]:
-    values = [sample.said.get("label", "") for sample in samples]
     if not any(values):
-        folders = [PurePosixPath(sample.name).parent.name for sample in samples]
+        folders = [PurePosixPath(name).parent.name for name in names] if classes else []
         if not classes or not set(folders) <= set(classes):
             return None, None, ""
         values = folders
-    return as_indices(whole(values), path, classes=classes, outputs=outputs)
+    return as_indices(whole(list(values)), path, classes=classes, outputs=outputs)
 
 
-def _every(samples: Sequence[_Sample], what: str, path: Path) -> list[str] | None:
+def _every(
+    values: Sequence[str], what: str, names: Sequence[str], path: Path
+) -> Sequence[str] | None:
     """Return what every sample says of itself, None where none does."""
-    values = [sample.said.get(what, "") for sample in samples]
     if not any(values):
         return None
     if "" in values:
-        raise DataError(f"{path}: {samples[values.index('')].name} has no {what}, and others have")
+        raise DataError(f"{path}: {names[values.index('')]} has no {what}, and others have")
     return values
 
 
