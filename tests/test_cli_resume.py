@@ -14,8 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from jobs import job, values
 
-from adaptkit import load_checkpoint
-from adaptkit.data import loader as loader_module
+from adaptkit import ImageLoader, load_checkpoint
 from adaptkit.estimation import resuming
 from cli import main
 
@@ -52,16 +51,16 @@ def run(*line: str) -> Result:
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, end: Any = None, after: int = -1) -> list[int]:
-    """Count the images that are read, in the one entry of a list; before one of them call `end`."""
-    count, read = [0], loader_module._Images.__getitem__
+    """Count the images that are asked for, in the one entry of a list; before one call `end`."""
+    count, read = [0], ImageLoader._found
 
-    def counted(self: Any, number: int) -> Any:
+    def counted(self: ImageLoader, *which: Any) -> Any:
         if count[0] == after:
             end()
         count[0] += 1
-        return read(self, number)
+        return read(self, *which)
 
-    monkeypatch.setattr(loader_module._Images, "__getitem__", counted)
+    monkeypatch.setattr(ImageLoader, "_found", counted)
     return count
 
 

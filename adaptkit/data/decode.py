@@ -1,26 +1,37 @@
 """One image file to pixels: 8-bit grey or RGB, whatever the file holds."""
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from adaptkit.data.dicom import DICOM, decode_dicom, dicom_size, is_dicom
 from adaptkit.errors import DataError
 
+Needed = Callable[[tuple[int, int]], tuple[int, int]]
+
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # in EXIF
 # Only what `list_images` looks for. Pillow goes by content, not by name: left to itself it would
 # pass an EPS file that is named .png to Ghostscript, which runs it as a program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
-def decode(path: str | Path | BinaryIO) -> Image.Image:
+def decode(path: str | Path | BinaryIO, needed: Needed | None = None) -> Image.Image:
     """Read an image file, by its path or open, into mode "L" or "RGB".
 
     Grey stays grey. Transparency, by an alpha channel or by one see-through colour, is laid on
     white; palettes and CMYK become RGB; 16-bit values are
     scaled from 0…65,535 to 0…255 (not cut off at 255, as a plain conversion would); the EXIF
-    orientation is applied; of an animation the first frame counts.
+    orientation is applied; of an animation the first frame counts. For DICOM see `decode_dicom`.
+
+    Args:
+        path: of the file.
+        needed: from an image's (width, height) to the one that would do, as `Transform.needed`. A
+            JPEG file is then decoded at a half, a quarter or an eighth of its size where that is as
+            large or larger, which takes a fraction of the time; by default at its own.
 
     Raises:
         DataError: the file cannot be read. The message is the reason alone, without the path.
@@ -35,9 +46,18 @@ def decode(path: str | Path | BinaryIO) -> Image.Image:
     try:
         if not _is_regular(path):  # opening a named pipe would wait for ever
             raise DataError("not a regular file")
-        with Image.open(path, formats=_FORMATS) as image:
+        try:
+            opened = Image.open(path, formats=_FORMATS)
+        except UnidentifiedImageError:
+            if is_dicom(path):
+                return decode_dicom(path)
+            raise
+        with opened as image:
+            if needed and image.format in ("JPEG", "MPO"):
+                _scale(image, needed)
             image.load()
-            return eight_bit(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return eight_bit(image)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -51,6 +71,13 @@ def decode(path: str | Path | BinaryIO) -> Image.Image:
         raise DataError(" ".join(reason.split())[:160]) from None
 
 
+def _scale(image: Image.Image, needed: Needed) -> None:
+    """Let the decoder itself scale by its cosine transform, before it has read a JPEG's pixels."""
+    turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    width, height = needed(image.size[::-1] if turned else image.size)
+    image.draft(None, (height, width) if turned else (width, height))
+
+
 def image_size(path: str | Path | BinaryIO) -> tuple[int, int] | None:
     """Return an image file's (width, height) in pixels from its header; None if it has none.
 
@@ -59,6 +86,8 @@ def image_size(path: str | Path | BinaryIO) -> tuple[int, int] | None:
     try:
         if not _is_regular(path):
             return None
+        if isinstance(path, (str, Path)) and Path(path).suffix.lower() in DICOM:
+            return dicom_size(path)
         with Image.open(path, formats=_FORMATS) as image:
             return image.size
     except Exception:  # noqa: BLE001  Pillow raises anything; `decode` names such files
@@ -85,7 +114,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
         colour = image.convert("RGBA")
         white = Image.new("RGBA", colour.size, "white")
         image = Image.alpha_composite(white, colour)
-    return image.convert(target)
+    return image if image.mode == target else image.convert(target)  # which would copy
 
 
 def _from_16_bit(pixels: np.ndarray) -> Image.Image:
