@@ -2,67 +2,32 @@
 
 import hashlib
 import io
-import json
 import os
 import re
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from adaptkit.data.columns import as_weights, whole
-from adaptkit.data.decode import decode, image_size
+from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.folder import EXTENSIONS
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
-from adaptkit.data.tar import Member, members
+from adaptkit.data.open_files import OpenFiles
+from adaptkit.data.webdataset import KNOWN, samples
 from adaptkit.errors import DataError, few
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_FILES = 100_000
-_MOST_OPEN = 256  # files, of the 1,024 that a process often may have
-_MOST_IMAGE = 2**30  # bytes of an image file
-_MOST_WORDS = 2**20  # bytes of what is said of one
 _HEAD = 2**18  # bytes of an image file in which its size mostly stands
-_SAID = ("cls", "json")
-_KNOWN = ("label", "domain", "weight")
-
-
-class _Files:
-    """Tar files that are read at any place by any thread, most of them opened once."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
-        self._open: dict[int, int] = {}
-
-    def __reduce__(self) -> tuple[type["_Files"], tuple[Sequence[Path]]]:
-        return _Files, (self.paths,)
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
-    def read(self, number: int, offset: int, size: int) -> bytes:
-        """Return bytes of a file."""
-        descriptor = self._open.get(number)
-        if descriptor is None and len(self._open) < _MOST_OPEN:
-            # Without a lock, which a process forked meanwhile would find locked for ever.
-            opened = os.open(self.paths[number], os.O_RDONLY)
-            descriptor = self._open.setdefault(number, opened)
-            if descriptor != opened:
-                os.close(opened)
-        if descriptor is not None:
-            return os.pread(descriptor, size, offset)
-        with self.paths[number].open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
 
 
 class _Names(Sequence[Path]):
@@ -91,7 +56,7 @@ class ShardListing(Listing):
     """
 
     given: Path = Path()
-    files: _Files = field(default_factory=lambda: _Files(()), repr=False)
+    files: OpenFiles = field(default_factory=lambda: OpenFiles(()), repr=False)
     where: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64), repr=False)
     reasons: Mapping[int, str] = field(default_factory=dict, repr=False)
 
@@ -100,9 +65,9 @@ class ShardListing(Listing):
         """The tar file, the folder or the pattern, for messages."""
         return self.given
 
-    def read(self, index: int, *how: Any) -> Image.Image:
-        """Return an image; `how` is of `decode`."""
-        return decode(io.BytesIO(self._content(index)), *how)
+    def read(self, index: int, needed: Needed | None = None) -> Image.Image:
+        """Return an image."""
+        return decode(io.BytesIO(self._content(index)), needed)
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Return the (width, height) of an image as it is stored; None where there is none."""
@@ -207,16 +172,16 @@ def list_shards(
     >>> [str(path) for path in found.paths], found.labels
     (['a.tar/7.png'], [1])
     """
-    files = _Files(_expanded(path))
+    files = OpenFiles(_expanded(path))
     root = path if path.is_dir() else path.parent
     names: list[str] = []
     where = array("q")
-    said: dict[str, list[str]] = {what: [] for what in _KNOWN}
+    said: dict[str, list[str]] = {what: [] for what in KNOWN}
     reasons: dict[int, str] = {}
     cut: list[str] = []
     for number, file in enumerate(files.paths):
         shard = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-        for sample in _samples(file):
+        for sample in samples(file):
             if not sample.name:
                 cut.append(shard)
                 continue
@@ -246,14 +211,6 @@ def list_shards(
     )
 
 
-class _Sample(NamedTuple):
-    """An image, and what is said of it; one without a name is a tar file's missing end."""
-
-    name: str
-    image: Member
-    said: Mapping[str, str]
-
-
 def _expanded(path: Path) -> list[Path]:
     """Return the tar files that a path stands for.
 
@@ -274,77 +231,6 @@ def _expanded(path: Path) -> list[Path]:
         width = len(first) if first.startswith("0") else 0
         found = [_RANGE.sub(f"{n:0{width}}", text, count=1) for text in found for n in numbers]
     return [Path(text) for text in found]
-
-
-def _samples(path: Path) -> Iterator[_Sample]:
-    """Yield the samples in a tar file, in the order in which their first members stand there."""
-    file = _Files([path])
-    parts: dict[str, list[tuple[str, Member]]] = {}
-    for member in members(path):
-        if not member.name:
-            yield _Sample("", member, {})
-            continue
-        steps = [step for step in member.name.split("/") if step not in ("", ".")]
-        if any(step.startswith(".") and step != ".." for step in steps):
-            continue  # hidden, as what macOS adds for each file
-        member = member._replace(name="/".join(steps))
-        key, extension = _key(member.name)
-        if extension in _SAID or _is_image(extension):
-            parts.setdefault(key, []).append((extension, member))
-    for key, some in parts.items():
-        said = _said(file, some)
-        for name, image in _images(key, some):
-            yield _Sample(name, image, said)
-
-
-def _key(name: str) -> tuple[str, str]:
-    """Part a member's name at the first point behind the last slash.
-
-    >>> _key("a.b/7.seg.png")
-    ('a.b/7', 'seg.png')
-    """
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _is_image(extension: str) -> bool:
-    return f".{extension.rpartition('.')[2]}" in EXTENSIONS
-
-
-def _images(key: str, some: Sequence[tuple[str, Member]]) -> Iterator[tuple[str, Member]]:
-    """Yield the name and the member of a sample's image, and of each other that could be it.
-
-    Where an extension is an image's alone, as in 7.jpg, those of more than one point, as 7.seg.png,
-    are something else of the sample.
-    """
-    every = [part for part in some if _is_image(part[0])]
-    plain = [part for part in every if "." not in part[0]] or every
-    for place, (_, member) in enumerate(plain):
-        if place:
-            again = f"another image of {key}, which has {plain[0][0]} already"
-            yield f"{member.name}#{place + 1}", member._replace(reason=again)
-        elif member.size > _MOST_IMAGE and not member.reason:
-            yield member.name, member._replace(reason="larger than 1 GiB")
-        else:
-            yield member.name, member
-
-
-def _said(file: _Files, some: Sequence[tuple[str, Member]]) -> dict[str, str]:
-    """Return what the members beside an image say of it; of what cannot be read nothing."""
-    found: dict[str, str] = {}
-    for extension, member in some:
-        if extension not in _SAID or member.reason or member.size > _MOST_WORDS:
-            continue
-        try:
-            text = file.read(0, member.offset, member.size).decode("utf-8").strip()
-            told = json.loads(text) if extension == "json" else {"label": text}
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(told, dict):
-            known = {k: v for k, v in told.items() if k in _KNOWN}
-            found |= {k: str(v) for k, v in known.items() if isinstance(v, (str, int, float))}
-    return found
 
 
 def _labels(
