@@ -149,6 +149,11 @@ from .job import in_job
     help="First fit a gain and an offset of the images, which undo contrast, brightness "
     "and inversion. Not AdaBN; reported apart.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where the same line, with --mode stream, was stopped; else begin.",
+)
 @options.preparation
 @options.source_data
 @options.reading
@@ -180,9 +185,11 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
         _adapt_folders(quiet, as_json, dist_timeout, arguments)
         return
     with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
-        from adaptkit.pipeline import adapt_folder
+        from adaptkit.pipeline import adapt_folder, interruptible
 
-        run = adapt_folder(**{**arguments, "layers": arguments["layers"] or None}, progress=watch)
+        arguments["layers"] = arguments["layers"] or None
+        with interruptible(adapt_folder, arguments):
+            run = adapt_folder(**arguments, progress=watch)
     if world.rank > 0:
         return
     if as_json:
@@ -191,7 +198,7 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
         print_run(run)
 
 
-_NOT_OF_FOLDERS = ("report", "method", "stats_only", "certify", "input_fit")
+_NOT_OF_FOLDERS = ("report", "method", "stats_only", "certify", "input_fit", "resume")
 
 
 def _adapt_folders(
@@ -211,11 +218,11 @@ def _adapt_folders(
     kept = {k: v for k, v in arguments.items() if k not in (*_NOT_OF_FOLDERS, "domains")}
     with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
         from adaptkit.errors import few
-        from adaptkit.pipeline import adapt_domain_folders
+        from adaptkit.pipeline import adapt_domain_folders, interruptible
 
-        run = adapt_domain_folders(
-            **{**kept, "layers": arguments["layers"] or None}, progress=watch
-        )
+        kept["layers"] = kept["layers"] or None
+        with interruptible(adapt_domain_folders, {**kept, "domains": "folder"}):
+            run = adapt_domain_folders(**kept, progress=watch)
     if world.rank > 0:
         return
     if as_json:

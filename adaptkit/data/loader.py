@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,14 +112,17 @@ class ImageLoader(DataLoader[_Read]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return (batch for _, batch in self.counted() if batch is not None)
+
+    def counted(self) -> Iterator[tuple[int, Any]]:
+        """Yield of how many images each batch was made, and the batch; None where none is left."""
         indices, size = self._indices(), self.batch_size or 1
         kept = {index for index in indices if index in self._cache}
         with closing(self._decoded([i for i in indices if i not in kept])) as decoded:
             for start in range(0, len(indices), size):
                 some = indices[start : start + size]
-                batch = self._batch(some, [self._found(i, decoded, i in kept) for i in some])
-                if batch is not None:
-                    yield batch
+                read = [self._found(i, decoded, i in kept) for i in some]
+                yield len(some), self._batch(some, read)
 
     def _found(self, index: int, decoded: Iterator[_Read], kept: bool) -> _Read:
         if kept:
@@ -225,6 +229,14 @@ class ImageLoader(DataLoader[_Read]):
         """Return the paths of its images, without those that turned out not to be readable."""
         every = self.paths()
         return [every[position] for position in self.kept()]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of its samples as their listing knows them, and of the transform."""
+        known = (
+            self.listing.at(self._indices()).state(),
+            self.transform and self.transform.to_dict(),
+        )
+        return sha256(repr(known).encode()).hexdigest()
 
     def of(self, listing: Listing) -> "ImageLoader":
         """Return a loader of another listing, read in the same way."""

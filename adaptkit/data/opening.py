@@ -11,6 +11,7 @@ from adaptkit.data.folder import EXTENSIONS, list_images
 from adaptkit.data.listing import Listing
 from adaptkit.data.loader import ImageLoader, check
 from adaptkit.data.manifest import list_manifest
+from adaptkit.data.shards import is_sharded, list_shards
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
@@ -31,6 +32,8 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     .csv, .tsv, .parquet      with a column "path": a manifest of image files, and if it has them
                               their "label", "domain" and "weight" in the statistics; else a table
                               of features for a model that takes (N, F), with the same columns
+    .tar, or a folder or a    images and what is said of them, as WebDataset keeps them; read where
+    pattern of these          they lie (see `adaptkit.data.shards.list_shards`)
     .npy, .npz, .pt, .pth,    images as pixels, or what the model takes as it is: images, signals
     .safetensors              (N, C, L), features (N, F); see `adaptkit.data.arrays.list_array`
     ========================  =====================================================================
@@ -81,6 +84,8 @@ def listed(
     path = Path(path)
     kind = _kind(path)
     known: dict[str, Any] = {"classes": classes, "outputs": outputs}
+    if kind == "shards":
+        return list_shards(path, **known)
     if kind == "array":
         return list_array(path, pixels=pixels, **known)
     if kind == "table":
@@ -91,21 +96,24 @@ def listed(
 
 
 def shape_of(path: str | Path, *, pixels: bool) -> tuple[int, ...] | None:
-    """Return the shape of samples that are ready for a model; None of images, and of folders.
+    """Return the shape of samples that are ready for a model; None of images.
 
     Raises:
         DataError: what is wrong with the target.
     """
-    return None if _kind(Path(path)) == "folder" else listed(path, pixels=pixels).shape
+    images = _kind(Path(path)) in ("folder", "shards")
+    return None if images else listed(path, pixels=pixels).shape
 
 
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     try:
         is_file, is_there = path.is_file(), path.exists()
+        if is_sharded(path):
+            return "shards"
     except (OSError, ValueError):  # which list_images names
         return "folder"
-    if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES):
+    if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES, ".tar"):
         raise DataError(f"there is no file {path}")
     if not is_file:
         return "folder"
@@ -117,5 +125,5 @@ def _kind(path: Path) -> str:
         raise DataError(f"{path} is one image: give the folder that it is in")
     raise DataError(
         f"{path} is a file of no known kind: expected a folder of images, a manifest or table "
-        f"({', '.join(columns.SUFFIXES)}), or an array ({', '.join(stored.SUFFIXES)})"
+        f"({', '.join(columns.SUFFIXES)}), an array ({', '.join(stored.SUFFIXES)}), or .tar"
     )
