@@ -8,6 +8,7 @@ import digits
 import pytest
 
 from adaptkit.data import listing
+from adaptkit.data.decode import decode
 from adaptkit.pipeline import adapt_domain_folders, adapt_folder, shift_folders
 
 NAMES = [f"digit {k}" for k in range(10)]
@@ -34,7 +35,6 @@ def decodes(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cou
     """How often each file has been decoded."""
     monkeypatch.chdir(tmp_path)
     counts: Counter[Path] = Counter()
-    decode = listing.decode
 
     def counted(path: Path, *more: Any) -> Any:
         counts[path] += 1
@@ -49,10 +49,15 @@ def decodes(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cou
     [
         {},
         {"holdout": 0.5, "certify": True, "guard": "report"},
-        {"method": "adain"},
-        {"domains": "auto"},
-        {"input_fit": True},
-        {"mode": "stream", "guard": "off", "batch_size": 7},
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in (
+                {"method": "adain"},
+                {"domains": "auto"},
+                {"input_fit": True},
+                {"mode": "stream", "guard": "off", "batch_size": 7},
+            )
+        ),
     ],
     ids=str,
 )

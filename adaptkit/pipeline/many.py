@@ -104,6 +104,7 @@ def adapt_domain_folders(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
     mode: Literal["exact", "stream"] = "exact",
     samples: int | Literal["all"] | None = None,
     tolerance: float | None = None,
@@ -146,6 +147,7 @@ def adapt_domain_folders(
         device: as for `adapt_folder`, like all that follow.
         batch_size: as there.
         workers: as there.
+        fast_jpeg: as there.
         mode: as there.
         samples: as there.
         tolerance: as there.
@@ -183,7 +185,7 @@ def adapt_domain_folders(
         check_layers(checkpoint)
         norm_layers(checkpoint.model.to(where), layers)  # which refuses names that are none
         head = head_of(checkpoint, target)
-        how = batch_size, workers
+        how = batch_size, workers, fast_jpeg
         as_one = open_samples(checkpoint, head, Path(target), *how) if of_column else None
         members = {} if as_one is None else _members(as_one.listing)
         domains = domains or sorted(members)
@@ -389,7 +391,7 @@ def _known(
         return None, None, ""
     of_source = None
     if source_data:
-        how = arguments["batch_size"], arguments["workers"]
+        how = (arguments[name] for name in ("batch_size", "workers", "fast_jpeg"))
         of_source = open_samples(checkpoint, head, Path(source_data), *how)
     calibration, why_not = guarding.known_calibration(
         checkpoint,
