@@ -101,6 +101,7 @@ def adapt_folder(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
     mode: Literal["exact", "stream"] = "exact",
     samples: int | Literal["all"] | None = None,
     tolerance: float | None = None,
@@ -145,6 +146,7 @@ def adapt_folder(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch; it does not change the statistics.
         workers: processes that decode images; 0 decodes in this one.
+        fast_jpeg: see `adaptkit.image_folder`.
         mode: as for `estimate`, like the next five.
         samples: how many images the statistics are taken from at most, or "all".
         tolerance: as many as it takes for this standard error.
@@ -239,9 +241,9 @@ def adapt_folder(
             if method == "adabn":
                 check_layers(checkpoint)
             head = head_of(checkpoint, target)
-            loader = open_samples(checkpoint, head, Path(target), batch_size, workers)
+            loader = open_samples(checkpoint, head, Path(target), batch_size, workers, fast_jpeg)
             of_source = source_data and open_samples(
-                checkpoint, head, Path(source_data), batch_size, workers
+                checkpoint, head, Path(source_data), batch_size, workers, fast_jpeg
             )
             if method == "adain" or input_fit:
                 check_images(loader, *([of_source] if of_source else []))
