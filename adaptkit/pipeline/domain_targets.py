@@ -51,7 +51,7 @@ class DomainTargets:
                 a file.
         """
         as_one = opened(target)
-        members = _members(as_one.listing)
+        members = _members(target, as_one.listing)
         return cls(target, sorted(members), opened, as_one, members)
 
     def loader(self, name: str) -> ImageLoader:
@@ -122,18 +122,18 @@ def folders_in(target: Path) -> tuple[list[str], list[str]]:
     return sorted(names), [note] if beside else []
 
 
-def _members(listing: Listing) -> dict[str, list[int]]:
+def _members(target: Path, listing: Listing) -> dict[str, list[int]]:
     if listing.domains is None:
         raise DataError(
-            f"{listing.source} says of no sample which domain it is of: name a column "
-            f"'domain', or give a folder of folders"
+            f"{target} says of no sample which domain it is of: name a column 'domain', or give a "
+            f"folder of folders"
         )
     found: dict[str, list[int]] = {}
     for place, name in enumerate(listing.domains):
         found.setdefault(name, []).append(place)
     for name in found:
         if not _can_be_a_file(name):
-            raise DataError(f"{listing.source}: domain {shown(name)} cannot be the name of a file")
+            raise DataError(f"{target}: domain {shown(name)} cannot be the name of a file")
     return found
 
 
