@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,25 @@ def test_an_array_with_weights_is_each_domain_as_alone() -> None:
         assert packs()[f"{name}.safetensors"] == Path("source-statistics.safetensors").read_bytes()
         assert packs()[f"{name}.safetensors"] != packs("unweighted")[f"{name}.safetensors"]
         assert rows()[name]["images"] == EACH
+
+
+@pytest.mark.parametrize("target", ["all.tar", "shards/{0..2}.tar", "shards"])
+def test_tar_files_that_say_their_images_domains(target: str) -> None:
+    assert adapt(*OFF, "--out", "folder").exit_code == 0
+    Path("shards").mkdir()
+    table = manifest()
+    each = len(table) if target == "all.tar" else EACH + 7
+    for number, first in enumerate(range(0, len(table), each)):
+        name = target if target == "all.tar" else f"shards/{number}.tar"
+        with tarfile.open(name, "w") as archive:
+            for i, row in table[first : first + each].iterrows():
+                archive.add(row["path"], f"{i:03}.png")
+                Path("said.json").write_text(json.dumps(dict(row[["label", "domain"]])))
+                archive.add("said.json", f"{i:03}.json")
+    result = adapt(*OFF, target=target)
+    assert result.exit_code == 0, result.output
+    assert packs() == packs("folder")
+    assert rows()["dark"]["accuracy_pooled"] == rows("folder")["dark"]["accuracy_pooled"]
 
 
 def write_table(frame: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,12 @@ _SAID = ("cls", "json")
 
 
 class _Files:
-    """Tar files that are read at any place by any thread, most of them opened once."""
+    """Tar files that are read at any place by any thread, most of them opened once.
+
+    Several of these, as of many domains, share how many files may be open.
+    """
+
+    open_in_all: ClassVar[int] = 0
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -45,15 +50,18 @@ class _Files:
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+        type(self).open_in_all -= len(self._open)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return bytes of a file."""
         descriptor = self._open.get(number)
-        if descriptor is None and len(self._open) < _MOST_OPEN:
+        if descriptor is None and _Files.open_in_all < _MOST_OPEN:
             # Without a lock, which a process forked meanwhile would find locked for ever.
             opened = os.open(self.paths[number], os.O_RDONLY)
             descriptor = self._open.setdefault(number, opened)
-            if descriptor != opened:
+            if descriptor == opened:
+                type(self).open_in_all += 1
+            else:
                 os.close(opened)
         if descriptor is not None:
             return os.pread(descriptor, size, offset)
