@@ -101,9 +101,10 @@ def test_only_what_the_sample_needs_is_decoded(place: Path, decodes: Counter[Pat
 
 
 def test_a_model_that_stays_as_it_is_is_not_run_again(
-    place: Path, decodes: Counter[Path], monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = []
+    monkeypatch.chdir(tmp_path)
+    stages: list[str] = []
     run = adapt_folder(
         place / "source.pt",
         place / "source",
@@ -117,4 +118,3 @@ def test_a_model_that_stays_as_it_is_is_not_run_again(
     assert "after" not in stages
     row = next(row for row in run.report.rows if row.metric == "accuracy" and row.scope == "all")
     assert row.before == row.after
-    assert set(decodes.values()) == {1, 2} or set(decodes.values()) == {2}
