@@ -30,8 +30,8 @@ class _Group(click.Group):
     """Commands whose every failure is one line on stderr that begins with `Error:`."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Pillow's on large or odd images: what cannot be read is named in the output anyway.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        # On large or odd images: what cannot be read is named in the output anyway.
+        warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
         try:
             return super().invoke(ctx)
         except AdaptkitError as error:

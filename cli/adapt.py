@@ -22,8 +22,9 @@ from .job import in_job
     "--target",
     type=click.Path(path_type=Path),
     required=True,
-    metavar="DIR",
-    help="Images of the new domain: class folders, or any folder without labels.",
+    metavar="DIR|FILE",
+    help="Images of the new domain: class folders, or any folder without labels. Or a file: a "
+    "manifest or table (.csv .tsv .parquet), an array (.npy .npz .pt .safetensors).",
 )
 @click.option(
     "--out",
@@ -140,8 +141,9 @@ from .job import in_job
     show_default=True,
     help="auto: look whether the target is several domains mixed, and adapt to each by "
     "itself. Writes a model a domain, and what routes images among them. folder: each "
-    "sub-folder is a domain. Writes its statistics as with --stats-only, and a summary, "
-    "into the folder --out [default: <source>-domains here]; goes on where it was stopped.",
+    "sub-folder is a domain, or what a file's column 'domain' says. Writes the statistics "
+    "of each, and of all as one, as with --stats-only, and a summary, into the folder "
+    "--out [default: <source>-domains here]; goes on where it was stopped.",
 )
 @click.option(
     "--input-fit",
@@ -182,7 +184,7 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
     from .terminal import print_run
 
     if arguments["domains"] == "folder":
-        _adapt_folders(quiet, as_json, dist_timeout, arguments)
+        _adapt_domains(quiet, as_json, dist_timeout, arguments)
         return
     with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
         from adaptkit.pipeline import adapt_folder, interruptible
@@ -198,24 +200,24 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
         print_run(run)
 
 
-_NOT_OF_FOLDERS = ("report", "method", "stats_only", "certify", "input_fit", "resume")
+_NOT_OF_DOMAINS = ("report", "method", "stats_only", "certify", "input_fit", "resume")
 
 
-def _adapt_folders(
+def _adapt_domains(
     quiet: bool, as_json: bool, dist_timeout: float, arguments: dict[str, Any]
 ) -> None:
-    """Adapt to each sub-folder; fail at the end if one failed."""
+    """Adapt to each domain; fail at the end if one failed."""
     from .domains import print_domains
 
     source_of, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
-    given = [name for name in _NOT_OF_FOLDERS if source_of(name) != default]
+    given = [name for name in _NOT_OF_DOMAINS if source_of(name) != default]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(
             f"--domains folder writes the statistics of each domain and one summary of all: "
             f"leave out {names}"
         )
-    kept = {k: v for k, v in arguments.items() if k not in (*_NOT_OF_FOLDERS, "domains")}
+    kept = {k: v for k, v in arguments.items() if k not in (*_NOT_OF_DOMAINS, "domains")}
     with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
         from adaptkit.errors import few
         from adaptkit.pipeline import adapt_domain_folders, interruptible
@@ -234,3 +236,5 @@ def _adapt_folders(
             f"{len(run.failed):,} of {len(run.rows):,} domains failed: {few(run.failed)}; see "
             f"{run.folder / 'summary.csv'}"
         )
+    if run.pooled is not None and run.pooled.error:
+        raise click.ClickException(f"the pooled result failed: {run.pooled.error}")

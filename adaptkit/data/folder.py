@@ -5,10 +5,12 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from adaptkit.data.dicom import DICOM
 from adaptkit.data.listing import Listing
-from adaptkit.errors import DataError
+from adaptkit.errors import DataError, few
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+EXTENSIONS = (*_IMAGES, *DICOM)
 _NAMED = 8  # names that a message lists
 
 
@@ -37,9 +39,12 @@ def list_images(
     """
     root = Path(root)
     _require_folder(root)
-    paths = sorted(_walk(root), key=lambda path: path.as_posix())
+    files = sorted(_walk(root))
+    paths = [Path(file) for file in files if file.lower().endswith(EXTENSIONS)]
     if not paths:
-        raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)})")
+        several = "s" if len(files) > 1 else ""
+        others = f", but {len(files):,} other file{several}: {few(files)}" if files else ""
+        raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)}){others}")
     loose = [path for path in paths if len(path.parts) == 1]
     folders = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
     names, note = _class_names(root, folders, loose, classes, outputs)
@@ -113,11 +118,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yield image files below `root`, relative to it, following links but never in a circle."""
-    pending = [(root, frozenset[tuple[int, int]]())]
+def _walk(root: Path) -> Iterator[str]:
+    """Yield the files below `root`, as a/b.png, following links but never in a circle."""
+    pending = [("", frozenset[tuple[int, int]]())]
     while pending:
-        folder, above = pending.pop()
+        below, above = pending.pop()
+        folder = root / below
         try:
             status = folder.stat()
             here = (status.st_dev, status.st_ino)
@@ -127,11 +133,10 @@ def _walk(root: Path) -> Iterator[Path]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    path = folder / entry.name
                     if _is_folder(entry):
-                        pending.append((path, above | {here}))
-                    elif path.suffix.lower() in EXTENSIONS:
-                        yield path.relative_to(root)
+                        pending.append((f"{below}{entry.name}/", above | {here}))
+                    else:
+                        yield below + entry.name
         except OSError as error:
             raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
 

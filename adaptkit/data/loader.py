@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from adaptkit.data.cache import PixelCache
 from adaptkit.data.folder import list_images
@@ -28,9 +29,9 @@ class _Read(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A batch as its worker sends it: whole tensors, as each one sent costs an open file."""
+    """A batch as its worker sends it: one whole tensor, as each one sent costs an open file."""
 
-    samples: Tensor | None
+    samples: Tensor | NDArray[Any] | None
     reasons: list[str]  # of each sample; "" if it is there
 
 
@@ -381,22 +382,39 @@ def _by_processes(data: _Samples, batch_size: int, workers: int) -> Generator[_R
     try:
         for loaded in loader:
             # Out of the memory that is shared with the worker, which is short and costs open files.
-            samples = iter(() if loaded.samples is None else loaded.samples.clone())
+            found = loaded.samples
+            samples = iter(() if found is None else torch.as_tensor(found).clone())
             for reason in loaded.reasons:
                 yield _Read(None if reason else next(samples), reason)
     except RuntimeError as error:
         # An error that a living worker raised reads "Caught ... in DataLoader worker process".
         if not str(error).startswith("DataLoader worker (pid"):
             raise
+        memory = "shared memory" if "Bus error" in str(error) else "memory"
         raise DataError(
-            f"a process that decodes images ended unexpectedly (out of memory?): use fewer "
+            f"a process that decodes images ended unexpectedly (out of {memory}?): use fewer "
             f"workers (now {workers}), or a smaller batch size"
         ) from None
 
 
 def _collate(read: list[_Read]) -> _Loaded:
     samples = [r.sample for r in read if r.sample is not None]
-    return _Loaded(torch.stack(samples) if samples else None, [r.reason for r in read])
+    return _Loaded(_sent(torch.stack(samples)) if samples else None, [r.reason for r in read])
+
+
+def _sent(samples: Tensor) -> Tensor | NDArray[Any]:
+    """Put a worker's batch where the other process sees it, or have it sent through a pipe.
+
+    Shared memory may be small, as the 64 MiB of a container. Were it full only when the batch is
+    being sent, torch would print why, and the other process would wait for ever.
+    """
+    if get_worker_info() is None:
+        return samples
+    try:
+        samples.share_memory_()
+        return samples
+    except RuntimeError:
+        return samples.numpy()
 
 
 def _weights(batch: Any) -> Tensor:

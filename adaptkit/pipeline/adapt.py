@@ -225,7 +225,7 @@ def adapt_folder(
         )
     long_run = LongRun.of(outputs.checkpoint, mode=mode, domains=domains)
     with together.united():
-        long_run.begin(resume=resume, force=force)
+        long_run.check(resume=resume, force=force)
     places = Places(outputs.checkpoint)
     beside = places.all() if domains == "auto" else []
     check_holdout(holdout)
@@ -250,6 +250,9 @@ def adapt_folder(
             if of_source:
                 check_alike(of_source, loader)
         agree(together, checkpoint, arguments, {"the target": loader, "the source data": of_source})
+        if not resume:  # and not before it is known that the run can begin
+            with together.united():
+                long_run.end()
         calibration = shares = None
         why_not = ""
         if asked or given_shares is not None:
