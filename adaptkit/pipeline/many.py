@@ -35,7 +35,7 @@ from adaptkit.pipeline.common import (
     versions,
 )
 from adaptkit.pipeline.domain_results import Results
-from adaptkit.pipeline.domain_targets import DomainTargets, Listed, folders_in
+from adaptkit.pipeline.domain_targets import DomainTargets, Listed, are_in_one, folders_in
 from adaptkit.pipeline.holdout import check_holdout
 from adaptkit.pipeline.methods import check_layers
 from adaptkit.pipeline.one_domain import DomainAdapter, reason_of
@@ -117,6 +117,7 @@ def adapt_domain_folders(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
     mode: Literal["exact", "stream"] = "exact",
     samples: int | Literal["all"] | None = None,
     tolerance: float | None = None,
@@ -167,6 +168,7 @@ def adapt_domain_folders(
         device: as for `adapt_folder`, like all that follow.
         batch_size: as there.
         workers: as there.
+        fast_jpeg: as there.
         mode: as there.
         samples: as there.
         tolerance: as there.
@@ -197,7 +199,7 @@ def adapt_domain_folders(
         where = resolve_device(device)
         autocast(precision, where)  # which refuses what is unknown
         folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
-        of_column = Path(target).is_file()
+        of_column = are_in_one(Path(target))
         names, notes = ([], []) if of_column else folders_in(Path(target))
         _check_folder(folder, Path(target))
         checkpoint = open_checkpoint(source, **said)
@@ -206,7 +208,7 @@ def adapt_domain_folders(
         head = head_of(checkpoint, target)
 
         def opened(path: Path) -> ImageLoader:
-            return open_samples(checkpoint, head, path, batch_size, workers)
+            return open_samples(checkpoint, head, path, batch_size, workers, fast_jpeg)
 
         targets = (
             DomainTargets.of_column(Path(target), opened)
@@ -223,7 +225,7 @@ def adapt_domain_folders(
             results.check(domains, force=force)
             results_of(results).check([POOLED], force=force)
             read = [*checkpoint.files, *source_files(said), *_shares_file(class_shares)]
-            _make_folder(folder, [*read, *([Path(target)] if of_column else [])])
+            _make_folder(folder, [*read, *([Path(target)] if Path(target).is_file() else [])])
     adapter = DomainAdapter(
         model=checkpoint.model,
         head=head,
@@ -410,7 +412,7 @@ def _known(
         return None, None, ""
     of_source = None
     if source_data:
-        how = arguments["batch_size"], arguments["workers"]
+        how = (arguments[name] for name in ("batch_size", "workers", "fast_jpeg"))
         of_source = open_samples(checkpoint, head, Path(source_data), *how)
         if targets.as_one is not None:
             check_alike(of_source, targets.as_one)
