@@ -140,5 +140,5 @@ def test_an_image_that_has_vanished_is_left_out(images: ImageLoader) -> None:
     nets[1].head.weight.data.neg_()
     before, after = (evaluate(net, images) for net in nets)
     first = next(iter(pictures(before, after, images, None)))
-    (images.listing.root / first.name).unlink()
+    Path(str(images.listing.root), first.name).unlink()
     assert first.name not in [p.name for p in pictures(before, after, images, None)]

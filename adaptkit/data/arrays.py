@@ -16,6 +16,7 @@ from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, number
 from adaptkit.data.decode import eight_bit
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
+from adaptkit.data.place import Place
 from adaptkit.data.stored import SUFFIXES, Array, chosen, named, read_arrays
 from adaptkit.errors import DataError, few
 
@@ -50,17 +51,17 @@ class ArrayListing(Listing):
         array: of shape (N, ...); None where it is to be read from `file` when it is first used.
     """
 
-    file: Path = Path()
+    file: Place = Path()
     rows: Sequence[int] = ()
     array: Array | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave a mapped array behind: another process maps it anew."""
-        mapped = self.file.suffix.lower() in SUFFIXES
+        """Leave a mapped array behind: another process maps it anew, if it lies here."""
+        mapped = isinstance(self.file, Path) and self.file.suffix.lower() in SUFFIXES
         return {**self.__dict__, **({"array": None} if mapped else {})}
 
     @property
-    def source(self) -> Path:
+    def source(self) -> Place:
         """The file, for messages."""
         return self.file
 
@@ -79,7 +80,7 @@ class ArrayListing(Listing):
         return sample
 
     def _array(self) -> Array:
-        if self.array is None:
+        if self.array is None and isinstance(self.file, Path):
             again = chosen(read_arrays(self.file), INPUT_KEYS, self.file)
             object.__setattr__(self, "array", again)  # frozen for all others
         assert self.array is not None  # noqa: S101  it is now
@@ -109,11 +110,18 @@ class ArrayListing(Listing):
     def state(self) -> str:
         """Return the SHA-256 of the file's size and time of change, and of what is known."""
         known = repr((list(self.rows), self.labels, self.weights))
-        return hashlib.sha256(state_of(self.file) + known.encode()).hexdigest()
+        if isinstance(self.file, Path):
+            stamp = state_of(self.file)
+        else:
+            from adaptkit.data.remote import stamp_of
+
+            stamp = stamp_of(self.file).encode()
+        return hashlib.sha256(stamp + known.encode()).hexdigest()
 
 
 def list_array(
-    path: Path,
+    path: Place,
+    arrays: dict[str, Array],
     *,
     pixels: bool,
     classes: Sequence[str] | None = None,
@@ -130,6 +138,7 @@ def list_array(
             that named x, data, image, images, input, inputs or pixel_values, or the only one with
             two dimensions or more; those named y, label, labels, target or targets, domain, and
             weight say more of them.
+        arrays: what `read_arrays` found in it.
         pixels: whether the model takes images.
         classes: the names of the model's outputs, if they are known.
         outputs: how many outputs the model has, if that is known.
@@ -137,7 +146,6 @@ def list_array(
     Raises:
         DataError: the file cannot be read, or an array is of a form that does not fit.
     """
-    arrays = read_arrays(path)
     samples = chosen(arrays, INPUT_KEYS, path)
     if samples.ndim < 2 or not len(samples) or not all(samples.shape):
         raise DataError(f"{path}: expected samples of shape (N, ...), got {tuple(samples.shape)}")
@@ -165,7 +173,7 @@ def list_array(
 
 
 def list_table(
-    path: Path, frame: Any, *, classes: Sequence[str] | None = None, outputs: int | None = None
+    path: Place, frame: Any, *, classes: Sequence[str] | None = None, outputs: int | None = None
 ) -> ArrayListing:
     """Return the rows of a table whose columns, but for label, domain and weight, are features.
 
@@ -209,7 +217,7 @@ def _numeric(array: Array) -> bool:
     return not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "biuf"
 
 
-def _are_pixels(array: Array, path: Path) -> bool:
+def _are_pixels(array: Array, path: Place) -> bool:
     if str(array.dtype).removeprefix("torch.") not in ("uint8", "uint16"):
         return False
     shape = tuple(array.shape)
@@ -235,7 +243,7 @@ def _image(pixels: np.ndarray) -> Image.Image:
 
 
 def _beside(
-    arrays: dict[str, Array], keys: tuple[str, ...], samples: Array, path: Path
+    arrays: dict[str, Array], keys: tuple[str, ...], samples: Array, path: Place
 ) -> list[str] | None:
     """Return what an array beside the samples says of each, as text."""
     found = named(arrays, keys)
@@ -252,7 +260,7 @@ def _beside(
     return [v.decode() if isinstance(v, bytes) else str(v) for v in array.tolist()]
 
 
-def _as_numbers(values: list[str], path: Path) -> np.ndarray:
+def _as_numbers(values: list[str], path: Place) -> np.ndarray:
     try:
         return np.array(values, dtype=np.float64)
     except ValueError:

@@ -2,6 +2,7 @@
 
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,8 +14,8 @@ from adaptkit.errors import DataError
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
-def decode(path: str | Path) -> Image.Image:
-    """Read an image file into mode "L" or "RGB".
+def decode(path: str | Path | BinaryIO) -> Image.Image:
+    """Read an image file, by its path or open, into mode "L" or "RGB".
 
     Grey stays grey. Transparency, by an alpha channel or by one see-through colour, is laid on
     white; palettes and CMYK become RGB; 16-bit values are
@@ -32,7 +33,7 @@ def decode(path: str | Path) -> Image.Image:
     ('RGB', (255, 255, 255))
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a named pipe would wait for ever
+        if not _is_regular(path):  # opening a named pipe would wait for ever
             raise DataError("not a regular file")
         with Image.open(path, formats=_FORMATS) as image:
             image.load()
@@ -50,18 +51,22 @@ def decode(path: str | Path) -> Image.Image:
         raise DataError(" ".join(reason.split())[:160]) from None
 
 
-def image_size(path: str | Path) -> tuple[int, int] | None:
+def image_size(path: str | Path | BinaryIO) -> tuple[int, int] | None:
     """Return an image file's (width, height) in pixels from its header; None if it has none.
 
     As stored: before any turn that EXIF asks for.
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
+        if not _is_regular(path):
             return None
         with Image.open(path, formats=_FORMATS) as image:
             return image.size
     except Exception:  # noqa: BLE001  Pillow raises anything; `decode` names such files
         return None
+
+
+def _is_regular(path: str | Path | BinaryIO) -> bool:
+    return not isinstance(path, (str, Path)) or stat.S_ISREG(Path(path).stat().st_mode)
 
 
 def eight_bit(image: Image.Image) -> Image.Image:

@@ -3,9 +3,11 @@
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from adaptkit.data.listing import Listing
+from adaptkit.data.place import Place, Remote, place
 from adaptkit.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
@@ -13,7 +15,7 @@ _NAMED = 8  # names that a message lists
 
 
 def list_images(
-    root: str | Path, *, classes: Sequence[str] | None = None, outputs: int | None = None
+    root: str | Place, *, classes: Sequence[str] | None = None, outputs: int | None = None
 ) -> Listing:
     """Find the images below a folder, and their labels where its sub-folders are classes.
 
@@ -25,6 +27,7 @@ def list_images(
     Raises:
         DataError: there is no such folder, it cannot be read, no image is in it, an unknown name
             stands beside known classes, or images lie beside class folders.
+        DependencyError: it is a URL, and what reads its protocol is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -35,19 +38,25 @@ def list_images(
     >>> [path.as_posix() for path in found.paths], found.labels
     (['cat/1.png', 'dog/1.png'], (0, 1))
     """
-    root = Path(root)
-    _require_folder(root)
-    paths = sorted(_walk(root), key=lambda path: path.as_posix())
+    root = place(root)
+    if isinstance(root, Remote):
+        from adaptkit.data.remote import find_images
+
+        listing: Listing = find_images(root, EXTENSIONS)
+    else:
+        _require_folder(root)
+        listing = Listing(root, tuple(sorted(_walk(root), key=lambda path: path.as_posix())))
+    paths = listing.paths
     if not paths:
         raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)})")
     loose = [path for path in paths if len(path.parts) == 1]
     folders = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
     names, note = _class_names(root, folders, loose, classes, outputs)
     if names is None:
-        return Listing(root, tuple(paths), note=note)
+        return replace(listing, note=note)
     index = {name: number for number, name in enumerate(names)}
     labels = tuple(index[path.parts[0]] for path in paths)
-    return Listing(root, tuple(paths), labels, tuple(names), note)
+    return replace(listing, labels=labels, classes=tuple(names), note=note)
 
 
 def _require_folder(root: Path) -> None:
@@ -62,7 +71,7 @@ def _require_folder(root: Path) -> None:
 
 
 def _class_names(
-    root: Path,
+    root: Place,
     folders: list[str],
     loose: list[Path],
     classes: Sequence[str] | None,

@@ -1,6 +1,7 @@
 """Samples that are listed as batches of tensors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from adaptkit.batches import inputs_of
 from adaptkit.data.folder import list_images
 from adaptkit.data.listing import Listing
+from adaptkit.data.place import Place
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
@@ -64,6 +66,13 @@ class _Images(Dataset[_Item]):
         except DataError as error:
             return _Item(None, label, weight, path, str(error))
         return _Item(image, label, weight, path, "")
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[_Item]:
+        """Return the items of a batch, some of them read at a time where that is quicker."""
+        if self.listing.at_once == 1:
+            return [self[number] for number in numbers]
+        with ThreadPoolExecutor(self.listing.at_once) as pool:
+            return list(pool.map(self.__getitem__, numbers))
 
     def _prepared(self, image: Image.Image) -> Tensor:
         assert self.transform is not None  # noqa: S101  as ImageLoader made sure
@@ -168,7 +177,7 @@ class ImageLoader(DataLoader[_Item]):
 
         Those that have none are left out.
         """
-        return [size for size in map(self.listing.size, self._indices()) if size]
+        return [size for size in self.listing.sizes(self._indices()) if size]
 
     def paths(self) -> list[Path]:
         """Return the names of its samples, in its order."""
@@ -240,7 +249,7 @@ class ImageLoader(DataLoader[_Item]):
 
 
 def image_folder(
-    root: str | Path,
+    root: str | Place,
     *,
     transform: Transform | None,
     classes: Sequence[str] | None = None,

@@ -1,6 +1,6 @@
 """Whatever holds a target's samples, as batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from adaptkit.data.folder import EXTENSIONS, list_images
 from adaptkit.data.listing import Listing
 from adaptkit.data.loader import ImageLoader, check
 from adaptkit.data.manifest import list_manifest
+from adaptkit.data.place import Place, Remote, place
+from adaptkit.data.stored import read_arrays
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
 
 def open(  # noqa: A001  adaptkit.data.open is what it is called by
-    path: str | Path,
+    path: str | Place,
     *,
     transform: Transform | None = None,
     classes: Sequence[str] | None = None,
@@ -36,7 +38,9 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     ========================  =====================================================================
 
     Args:
-        path: of the target.
+        path: of the target: on this machine, or a URL such as s3://bucket/images/ or
+            https://host/images/ (`pip install "adaptkit[remote]"`), by fsspec. Of a folder nothing
+            is fetched but its list, and then what is read.
         transform: from an image to the model's input, as `Checkpoint.transform` has it; None for a
             model that takes no images.
         classes: the names of the model's outputs, as `Checkpoint.classes` has them.
@@ -46,6 +50,7 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
 
     Raises:
         DataError: what is wrong with the target, or with the arguments.
+        DependencyError: what reads this kind of file or of URL is not installed.
 
     >>> import tempfile, numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +66,7 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
 
 
 def listed(
-    path: str | Path,
+    path: str | Place,
     *,
     pixels: bool = True,
     classes: Sequence[str] | None = None,
@@ -77,34 +82,53 @@ def listed(
 
     Raises:
         DataError: what is wrong with the target.
+        DependencyError: what reads this kind of file or of URL is not installed.
     """
-    path = Path(path)
+    path = place(path)
     kind = _kind(path)
     known: dict[str, Any] = {"classes": classes, "outputs": outputs}
     if kind == "array":
-        return list_array(path, pixels=pixels, **known)
+        return list_array(path, _read(path, read_arrays), pixels=pixels, **known)
     if kind == "table":
-        frame = read_columns(path)
+        frame = _read(path, read_columns)
         of_files = PATH in frame.columns
         return (list_manifest if of_files else list_table)(path, frame, **known)
     return list_images(path, **known)
 
 
-def shape_of(path: str | Path, *, pixels: bool) -> tuple[int, ...] | None:
+def shape_of(path: str | Place, *, pixels: bool) -> tuple[int, ...] | None:
     """Return the shape of samples that are ready for a model; None of images, and of folders.
 
     Raises:
         DataError: what is wrong with the target.
     """
-    return None if _kind(Path(path)) == "folder" else listed(path, pixels=pixels).shape
+    return listed(path, pixels=pixels).shape if is_file(place(path)) else None
 
 
-def _kind(path: Path) -> str:
+def is_file(path: Place) -> bool:
+    """Whether a target is one file; a URL's ending says so.
+
+    Raises:
+        DataError: it is a file of no known kind.
+    """
+    return _kind(path) != "folder"
+
+
+def _read(path: Place, reader: Callable[[Path], Any]) -> Any:
+    if isinstance(path, Path):
+        return reader(path)
+    from adaptkit.data.remote import read_file
+
+    return read_file(path, reader)
+
+
+def _kind(path: Place) -> str:
     suffix = path.suffix.lower()
-    try:
-        is_file, is_there = path.is_file(), path.exists()
-    except (OSError, ValueError):  # which list_images names
-        return "folder"
+    if isinstance(path, Remote):
+        known = suffix in (*columns.SUFFIXES, *stored.SUFFIXES, *EXTENSIONS)
+        is_file = is_there = known
+    else:
+        is_file, is_there = _looked_at(path)
     if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES):
         raise DataError(f"there is no file {path}")
     if not is_file:
@@ -119,3 +143,11 @@ def _kind(path: Path) -> str:
         f"{path} is a file of no known kind: expected a folder of images, a manifest or table "
         f"({', '.join(columns.SUFFIXES)}), or an array ({', '.join(stored.SUFFIXES)})"
     )
+
+
+def _looked_at(path: Path) -> tuple[bool, bool]:
+    """Return whether a path is that of a file, and whether anything is there."""
+    try:
+        return path.is_file(), path.exists()
+    except (OSError, ValueError):  # which list_images names
+        return False, True
