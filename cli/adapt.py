@@ -20,9 +20,9 @@ from .job import in_job
 )
 @click.option(
     "--target",
-    type=click.Path(path_type=Path),
+    type=options.place,
     required=True,
-    metavar="DIR",
+    metavar="DIR|URL",
     help="Images of the new domain: class folders, or any folder without labels.",
 )
 @click.option(

@@ -19,9 +19,9 @@ from .job import in_job
 )
 @click.option(
     "--target",
-    type=click.Path(path_type=Path),
+    type=options.place,
     required=True,
-    metavar="DIR",
+    metavar="DIR|URL",
     help="Images of the new domain. Their labels are not used.",
 )
 @options.source_data

@@ -443,5 +443,10 @@ def _reason(error: Exception) -> str:
         return "access denied: are credentials missing?"
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return "no answer in time"
+    if type(error).__name__.startswith("InvalidURL"):
+        return "not a valid URL"
+    if isinstance(cause := getattr(error, "os_error", None), OSError):  # of aiohttp's
+        host, text = getattr(error, "host", "the host"), cause.strerror or str(cause)
+        return f"no connection to {host}: {text}"
     text = " ".join(without_secrets(str(error)).split())[:160]
     return text or type(error).__name__

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint
-from adaptkit.data import ImageLoader, Listing
+from adaptkit.data import ImageLoader, Listing, Place, Remote, is_file, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
 from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError, few, shown
@@ -98,7 +98,7 @@ class DomainsRun:
 
 def adapt_domain_folders(
     source: str | Path,
-    target: str | Path,
+    target: str | Place,
     *,
     out: str | Path | None = None,
     device: str = "auto",
@@ -112,7 +112,7 @@ def adapt_domain_folders(
     layers: Sequence[str] | None = None,
     prior: float = 0,
     holdout: float = 0,
-    source_data: str | Path | None = None,
+    source_data: str | Place | None = None,
     class_shares: str | Path = AUTO,
     guard: Literal["auto", "off", "report"] = "auto",
     seed: int = 0,
@@ -167,6 +167,7 @@ def adapt_domain_folders(
         AdaptkitError: what is wrong with the checkpoint, the folders, or an argument; or a result
             cannot be written. What concerns one domain alone is said in its row.
     """
+    target, source_data = place(target), place(source_data) if source_data else None
     arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
     arguments |= {"domains": "folder", **spelled_out(said)}
     defaults = {n: p.default for n, p in signature(adapt_domain_folders).parameters.items()}
@@ -176,15 +177,15 @@ def adapt_domain_folders(
         where = resolve_device(device)
         autocast(precision, where)  # which refuses what is unknown
         folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
-        of_column = Path(target).is_file()
-        domains, notes = ([], []) if of_column else _domains_in(Path(target))
-        _check_folder(folder, Path(target))
+        of_column = is_file(target)
+        domains, notes = ([], []) if of_column else _domains_in(target)
+        _check_folder(folder, target)
         checkpoint = open_checkpoint(source, **said)
         check_layers(checkpoint)
         norm_layers(checkpoint.model.to(where), layers)  # which refuses names that are none
         head = head_of(checkpoint, target)
         how = batch_size, workers
-        as_one = open_samples(checkpoint, head, Path(target), *how) if of_column else None
+        as_one = open_samples(checkpoint, head, target, *how) if of_column else None
         members = {} if as_one is None else _members(as_one.listing)
         domains = domains or sorted(members)
     agree(together, checkpoint, arguments | {"domains": domains}, {"the target": as_one})
@@ -218,7 +219,9 @@ def adapt_domain_folders(
 
     def opened(domain: str) -> ImageLoader:
         if as_one is None:
-            return open_samples(checkpoint, head, Path(target, domain), *how)
+            below = target / domain
+            where = below.as_folder() if isinstance(below, Remote) else below
+            return open_samples(checkpoint, head, where, *how)
         return as_one.of(as_one.listing.at(members[domain]))
 
     def watch(number: int) -> None:
@@ -314,8 +317,22 @@ def _check(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _domains_in(target: Path) -> tuple[list[str], list[str]]:
+def _domains_in(target: Place) -> tuple[list[str], list[str]]:
     """Return the names of a folder's folders, and a note on what lies beside them."""
+    if isinstance(target, Remote):
+        from adaptkit.data.remote import folders_in
+
+        names, beside = folders_in(target)
+    else:
+        names, beside = _folders_in(target)
+    if not names:
+        raise DataError(f"{target} holds no folders: expected one for each domain")
+    files = f"{len(beside):,} file{'' if len(beside) == 1 else 's'}"
+    note = f"{files} beside the domains' folders passed over: {few(sorted(beside))}."
+    return sorted(names), [note] if beside else []
+
+
+def _folders_in(target: Path) -> tuple[list[str], list[str]]:
     names: list[str] = []
     beside: list[str] = []
     try:
@@ -327,11 +344,7 @@ def _domains_in(target: Path) -> tuple[list[str], list[str]]:
         raise DataError(f"there is no folder {target}") from None
     except OSError as error:
         raise DataError(f"cannot read the folder {target}: {error.strerror}") from None
-    if not names:
-        raise DataError(f"{target} holds no folders: expected one for each domain")
-    files = f"{len(beside):,} file{'' if len(beside) == 1 else 's'}"
-    note = f"{files} beside the domains' folders passed over: {few(sorted(beside))}."
-    return sorted(names), [note] if beside else []
+    return names, beside
 
 
 def _members(listing: Listing) -> dict[str, list[int]]:
@@ -346,17 +359,17 @@ def _members(listing: Listing) -> dict[str, list[int]]:
             f"'domain', or give a folder of folders"
         )
     found: dict[str, list[int]] = {}
-    for place, name in enumerate(listing.domains):
-        found.setdefault(name, []).append(place)
+    for number, name in enumerate(listing.domains):
+        found.setdefault(name, []).append(number)
     for name in found:
         if name.startswith(".") or Path(name).name != name or len(name) > _LONGEST_NAME:
             raise DataError(f"{listing.source}: domain {shown(name)} cannot be the name of a file")
     return found
 
 
-def _check_folder(folder: Path, target: Path) -> None:
+def _check_folder(folder: Path, target: Place) -> None:
     """Refuse a folder for results that would be a domain, or cannot be made."""
-    if folder.resolve().is_relative_to(target.resolve()):
+    if isinstance(target, Path) and folder.resolve().is_relative_to(target.resolve()):
         raise OutputError(f"{folder} lies in {target} and would be taken for a domain: give --out")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out a folder")
@@ -390,7 +403,7 @@ def _known(
     of_source = None
     if source_data:
         how = arguments["batch_size"], arguments["workers"]
-        of_source = open_samples(checkpoint, head, Path(source_data), *how)
+        of_source = open_samples(checkpoint, head, source_data, *how)
     calibration, why_not = guarding.known_calibration(
         checkpoint,
         checkpoint.model,
@@ -418,18 +431,23 @@ def _made_from(
     layers = arguments["layers"]
     found = {
         "checkpoint": checkpoint.sha256,
-        "target": str(Path(arguments["target"]).resolve()),
+        "target": _whole(arguments["target"]),
         "arch": checkpoint.arch,
         "arch_kwargs": {name: str(value) for name, value in checkpoint.arch_kwargs.items()},
         "transform": checkpoint.transform and checkpoint.transform.to_dict(),
         "classes": list(checkpoint.classes or ()) if arguments["classes"] else None,
         **{name: arguments[name] for name in _MATTERS},
         "layers": None if layers is None else list(layers),
-        "source_data": str(Path(source_data).resolve()) if source_data else None,
+        "source_data": source_data and _whole(source_data),
         "class_shares": AUTO if shares is None else shares.tolist(),
     }
     as_read_again: dict[str, Any] = json.loads(json.dumps(found))
     return as_read_again
+
+
+def _whole(where: Place) -> str:
+    """Return a place as text that is the same from every folder."""
+    return str(where.resolve() if isinstance(where, Path) else where)
 
 
 def _details(
@@ -442,7 +460,7 @@ def _details(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return what the summary's JSON says beside the rows."""
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    given = {k: str(v) if isinstance(v, Place) else v for k, v in arguments.items()}
     return {
         "command": line,
         "versions": versions(),
