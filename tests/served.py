@@ -26,6 +26,7 @@ class Served:
             one is "always", what stands before it goes on for ever.
         headers: of answers that are no success.
         most: how many requests were being answered at a time.
+        together: where each request waits for others, if anywhere.
     """
 
     url: str
@@ -33,6 +34,7 @@ class Served:
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     most: int = 0
+    together: threading.Barrier | None = None
 
     def fault(self, path: str) -> Fault | None:
         """Return what goes wrong next with a path."""
@@ -58,6 +60,8 @@ class _Handler(SimpleHTTPRequestHandler):
             self.served.most = max(self.served.most, kind.now)
             fault = self.served.fault(path)
         try:
+            if self.served.together:
+                self.served.together.wait(20)
             self._answer(fault)
         finally:
             with self.lock:

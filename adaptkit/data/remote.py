@@ -324,7 +324,7 @@ def _told(path: str, infos: list[dict[str, Any]]) -> Iterator[_Entry]:
 
 def _linked(folder: Remote, page: str) -> Iterator[_Entry]:
     """Yield what the page of a web server links to below a folder."""
-    start = urlsplit(str(folder))
+    start = urlsplit(urljoin(str(folder), "."))  # as the links will be, without ".."
     links = _Links()
     links.feed(page)
     for link in dict.fromkeys(links.found):
