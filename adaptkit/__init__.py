@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from adaptkit import data as data
     from adaptkit.adaptation import adapt as adapt
     from adaptkit.checkpoint import Checkpoint as Checkpoint
     from adaptkit.checkpoint import load_checkpoint as load_checkpoint
@@ -79,6 +80,8 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":  # adaptkit.data.open, a name that does not do without its module
+        return import_module("adaptkit.data")
     if name not in _HOME:
         raise AttributeError(f"module 'adaptkit' has no attribute {name!r}")
     value = getattr(import_module(f"adaptkit.{_HOME[name]}"), name)

@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from adaptkit.errors import AdaptkitError, DataError
 from adaptkit.layers.adain import Style, restyle
@@ -22,6 +21,7 @@ _INTERPOLATIONS = {
 }
 _DEFAULT_INTERPOLATION = "bilinear"
 _OPTIONAL = ("style_mean", "style_std", "gain", "offset")  # fields, left out of a record if None
+_AMPLE = 2  # times the size that an image is resized to
 _LONGEST = 2**13  # side of what a model sees
 _MOST_PIXELS = 2**26  # that "crop" may enlarge an image to
 
@@ -158,33 +158,83 @@ class Transform:
         """Turn an image into a float32 tensor of shape (channels, height, width).
 
         Raises:
-            DataError: the image is so narrow that "crop" would enlarge it beyond all measure.
+            DataError: as `pixels`.
         """
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        height, width = self.image_size
-        if self.resize == "stretch":
-            if image.size != (width, height):
-                image = image.resize((width, height), _INTERPOLATIONS[self.interpolation])
-        else:
-            shorter = self.resize_size or round(max(height, width) / 0.875)
-            # 1 x 60,000 pixels, within Pillow's limit, would become 256 x 15 million: 12 GB.
-            pixels = shorter**2 * max(image.size) // min(image.size)
-            if pixels > max(_MOST_PIXELS, image.width * image.height, shorter**2):
-                raise DataError(
-                    f"too narrow to resize: {image.width} x {image.height} pixels, "
-                    f"the shorter side to {shorter}"
-                )
-            image = tv.resize(image, [shorter], InterpolationMode(self.interpolation))
-            image = tv.center_crop(image, [height, width])
-        x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
+        return self.normalised(self.pixels(image)[None])[0]
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Return an image as the model sees it but not normalised: uint8 (channels, height, width).
+
+        Raises:
+            DataError: the image is so narrow that "crop" would enlarge it beyond all measure.
+
+        >>> Transform(image_size=(8, 8)).pixels(Image.new("RGB", (16, 32), "white")).unique()
+        tensor([255], dtype=torch.uint8)
+        """
+        mode = "L" if self.channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)  # which would copy
+        size = self.resized(image.size)
+        # 1 x 60,000 pixels, within Pillow's limit, would become 256 x 15 million: 12 GB.
+        most = max(_MOST_PIXELS, image.width * image.height, min(size) ** 2)
+        if self.resize == "crop" and size[0] * size[1] > most:
+            raise DataError(
+                f"too narrow to resize: {image.width} x {image.height} pixels, "
+                f"the shorter side to {min(size)}"
+            )
+        if image.size != size:
+            image = image.resize(size, _INTERPOLATIONS[self.interpolation])
+        if self.resize == "crop":
+            image = _centre(image, *reversed(self.image_size))
+        values = np.array(image, ndmin=3)  # (1, height, width) of a grey one
+        x = torch.from_numpy(values if self.channels == 1 else values.transpose(2, 0, 1))
+        return x.contiguous()
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the model sees of a batch of `pixels`, uint8 (N, C, H, W), in float32.
+
+        >>> Transform(image_size=(1, 1), channels=1, mean=(0.5,), std=(0.5,)).normalised(
+        ...     torch.tensor([[[[0]]], [[[255]]]], dtype=torch.uint8)
+        ... ).flatten()
+        tensor([-1.,  1.])
+        """
+        x = pixels.to(torch.float32).mul_(1 / 255)
         if self.style_mean is not None and self.style_std is not None:
             style = Style(torch.tensor(self.style_mean), torch.tensor(self.style_std))
-            x = restyle(x[None], style)[0]
-        y: torch.Tensor = tv.normalize(x, list(self.mean), list(self.std))
+            x = torch.cat([restyle(image, style) for image in x.split(1)])
+        x.sub_(_by_channel(self.mean)).div_(_by_channel(self.std))
         if self.gain is not None and self.offset is not None:
-            y = torch.tensor(self.gain)[:, None, None] * y
-            y += torch.tensor(self.offset)[:, None, None]
-        return y
+            x.mul_(_by_channel(self.gain)).add_(_by_channel(self.offset))
+        return x
+
+    @property
+    def bare(self) -> "Transform":
+        """The transform without what comes after its `pixels`."""
+        zeros, ones = (0.0,) * self.channels, (1.0,) * self.channels
+        none: dict[str, None] = dict.fromkeys(_OPTIONAL)
+        return replace(self, mean=zeros, std=ones, **none)  # type: ignore[arg-type]
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return what an image of a (width, height) in pixels is resized to, before any cropping.
+
+        >>> Transform((224, 224), resize="crop", resize_size=256).resized((2000, 1500))
+        (341, 256)
+        """
+        if self.resize == "stretch":
+            return self.image_size[1], self.image_size[0]
+        shorter = self.resize_size or round(max(self.image_size) / 0.875)
+        longer = int(shorter * max(size) / min(size))  # rounded down, as torchvision does
+        return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
+
+    def needed(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return at what (width, height) a large image still gives nearly the same `pixels`.
+
+        Twice of what it is resized to: measured in `python -m benchmarks decode`. All of it where
+        the interpolation picks single pixels.
+        """
+        if self.interpolation == "nearest":
+            return size
+        width, height = self.resized(size)
+        return _AMPLE * width, _AMPLE * height
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, as a checkpoint stores them.
@@ -215,3 +265,18 @@ class Transform:
             return cls(**values)
         except TypeError as error:
             raise AdaptkitError(f"transform: {error}") from None
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Cut out the centre, of what is too small with black around it, as torchvision does."""
+    left, top = (max(n - m, 0) // 2 for n, m in ((width, image.width), (height, image.height)))
+    if image.width < width or image.height < height:
+        wide = Image.new(image.mode, (max(width, image.width), max(height, image.height)))
+        wide.paste(image, (left, top))
+        image = wide
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _by_channel(values: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)

@@ -433,10 +433,10 @@ def test_ctrl_c_leaves_nothing_and_exits_130(here: Path) -> None:
         "from adaptkit.data import listing\n"
         "from cli import main\n"
         "decode, count = listing.decode, iter(range(10**9))\n"
-        "def noted(path):\n"
+        "def noted(*path):\n"
         "    if next(count) == 20:\n"
         "        print('ready', flush=True)\n"
-        "    return decode(path)\n"
+        "    return decode(*path)\n"
         "listing.decode = noted\n"
         "main(['adapt', '--source', 'source.pt', '--target', 'target', '--samples', 'all'])\n"
     )

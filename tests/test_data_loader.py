@@ -7,7 +7,9 @@ import pickle
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from adaptkit import DataError, ImageLoader, Transform, image_folder
+from adaptkit.data import list_images
 from adaptkit.data import listing as listing_module
 
 GREY = Transform(image_size=(4, 4), channels=1, mean=(0.0,), std=(1.0,))
@@ -70,26 +73,60 @@ def test_a_subset_loads_only_its_images_and_shares_what_was_skipped(root: Path) 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_held_is_read_once(root: Path, workers: int) -> None:
+@pytest.mark.parametrize("memory", [None, 3 * 16, 0])
+def test_an_image_is_decoded_once(root: Path, workers: int, memory: int | None) -> None:
     (root / "a" / "2.png").write_bytes(b"broken")
-    loader = image_folder(root, transform=GREY, classes=("a", "b"), batch_size=3, workers=workers)
+    listing = list_images(root, classes=("a", "b"))
+    loader = ImageLoader(listing, GREY, batch_size=3, workers=workers, memory=memory)
+    first = values(loader.subset([9, 2, 1]))
     expected = list(loader)
     loader.skipped.clear()
-    held = loader.held()
     shutil.rmtree(root)
-    assert list(held.skipped) == list(loader.skipped) == ["a/2.png"]
-    for (x, y), (x2, y2) in zip(held, expected, strict=True):
+    assert first == [104, 1]
+    for (x, y), (x2, y2) in zip(loader, expected, strict=True):
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)
-    assert values(held.subset([9, 2, 0]).subset([0, 1, 2])) == [104, 0]
-    assert values(held.held()) == values(expected)
-    assert held.kept() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert list(loader.skipped) == ["a/2.png"]
+    assert loader.kept() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert values(loader.subset([9, 2, 0, 9]).subset([0, 1, 2, 3])) == [104, 0, 104]
+    brighter = loader.prepared_by(GREY.then(torch.ones(1), torch.ones(1)))
+    assert values(brighter) == [value + 255 for value in values(expected)]
+    image = loader.picture(5)
+    assert image is not None
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("L", (4, 4), 100)
+    assert loader.picture(2) is None
 
 
-def test_what_is_held_is_of_one_transform(root: Path) -> None:
-    held = image_folder(root, transform=GREY).held()
-    wide = held.prepared_by(Transform(image_size=(4, 6), channels=1, mean=(0.0,), std=(1.0,)))
+def test_an_image_is_decoded_again_for_other_pixels(root: Path) -> None:
+    loader = image_folder(root, transform=GREY)
+    list(loader)
+    wide = loader.prepared_by(Transform(image_size=(4, 6), channels=1, mean=(0.0,), std=(1.0,)))
     assert next(iter(wide)).shape == (10, 1, 4, 6)
+
+
+def test_where_nothing_can_be_kept_images_are_read_each_time(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=100, free=9))
+    loader = ImageLoader(list_images(root), GREY, batch_size=3, memory=16)
+    expected = values(loader)
+    assert values(loader) == expected
+    (root / "a" / "0.png").unlink()  # the one that is in memory
+    (root / "a" / "1.png").unlink()
+    assert values(loader) == [value for value in expected if value != 1]
+
+
+def test_images_are_decoded_ahead_by_threads_that_end(root: Path) -> None:
+    before = threading.active_count()
+    loader = image_folder(root, transform=GREY, batch_size=1)
+    batches = iter(loader)
+    assert values([next(batches)]) == [0]
+    assert threading.active_count() > before
+    del batches
+    gc.collect()
+    assert threading.active_count() == before
+    assert values(loader) == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -107,7 +144,7 @@ forked = pytest.mark.skipif(
 
 @forked
 @pytest.mark.parametrize(
-    "end", [lambda _: os._exit(1), lambda _: os.kill(os.getpid(), signal.SIGKILL)]
+    "end", [lambda *_: os._exit(1), lambda *_: os.kill(os.getpid(), signal.SIGKILL)]
 )
 def test_a_worker_that_dies_is_a_clear_error(
     root: Path, monkeypatch: pytest.MonkeyPatch, end: Any
@@ -119,15 +156,16 @@ def test_a_worker_that_dies_is_a_clear_error(
 
 
 @forked
-def test_a_mistake_in_a_living_worker_keeps_its_own_words(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_a_thread_or_a_living_worker_keeps_its_own_words(
+    root: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    def mistaken(_: Path) -> Image.Image:
+    def mistaken(*_: Any) -> Image.Image:
         raise RuntimeError("a mistake in the code")
 
     monkeypatch.setattr(listing_module, "decode", mistaken)
     with pytest.raises(RuntimeError, match="a mistake in the code"):
-        list(image_folder(root, transform=GREY, workers=1))
+        list(image_folder(root, transform=GREY, workers=workers))
 
 
 def test_leaving_early_ends_the_workers(root: Path) -> None:
@@ -151,14 +189,14 @@ def test_a_batch_from_a_worker_costs_few_open_files(root: Path) -> None:
     held = DataLoader.__iter__(loader)
     first = next(held)
     assert len(list(open_files.iterdir())) - before < 50
-    assert len(first.images) == 100
+    assert len(first.samples) == 100
 
 
 def test_what_goes_to_a_worker_can_be_pickled(root: Path) -> None:
     loader = image_folder(root, transform=GREY)
     again = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
-    images = again[1]([again[0][i] for i in (0, 5)]).images
-    assert [round(float(x) * 255) for x in images[:, 0, 0, 0]] == [0, 100]
+    images = again[1]([again[0][i] for i in (0, 5)]).samples
+    assert images[:, 0, 0, 0].tolist() == [0, 100]
 
 
 def test_batches_of_which_nothing_can_be_read_are_not_yielded(root: Path) -> None:

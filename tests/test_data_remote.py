@@ -255,19 +255,22 @@ def test_waits_grow_and_a_server_may_say_how_long(
 
 
 def test_where_nothing_works_any_more_a_run_comes_to_its_end(
-    folder: Path, web: Served, monkeypatch: pytest.MonkeyPatch
+    web: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "AT_ONCE", 2)
-    found = opened(web.url + "images", batch_size=1)
-    for i in range(6):
-        web.faults[f"/images/{CLASSES[i // 3]}/{i}.png"] = [503, "always"]
-    assert list(found) == []
-    counts = [web.asked.count(f"/images/{CLASSES[i // 3]}/{i}.png") for i in range(6)]
-    assert counts == [5, 5, 1, 1, 1, 1]
+    found = data.listed(web.url + "images")
+    files = [f"/images/{path.as_posix()}" for path in found.paths]
+    web.faults.update({file: [503, "always"] for file in files})
+    for index in range(6):
+        with pytest.raises(DataError, match="HTTP 503 Service Unavailable"):
+            found.read(index)
+    assert [web.asked.count(file) for file in files] == [5, 5, 1, 1, 1, 1]
     web.faults.clear()
-    assert sum(len(x) for x, _ in found) == 6
-    web.faults["/images/cat/0.png"] = [503, 503]
-    assert_alike(opened(web.url + "images"), opened(folder / "images"))  # with patience again
+    found.read(5)
+    web.asked.clear()
+    web.faults[files[0]] = [503, 503]
+    found.read(0)  # with patience again
+    assert web.asked == [files[0]] * 3
 
 
 @pytest.mark.parametrize(

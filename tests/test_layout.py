@@ -25,10 +25,11 @@ MAY_IMPORT = {
     "transform": {"errors", "layers"},
     "files": {"errors"},
     "device": {"errors"},
+    "free": set(),
     "batches": {"errors"},
     "norms": {"errors"},
     "shift": {"errors"},
-    "data": {"batches", "errors", "transform"},
+    "data": {"batches", "errors", "free", "launched", "transform"},
     "fingerprints": set(),
     "recognition": {"architectures", "errors", "fingerprints"},
     "architectures": {"errors", "models", "transform"},
@@ -57,6 +58,7 @@ MAY_IMPORT = {
         "errors",
         "features",
         "files",
+        "free",
         "loaders",
         "moments",
         "norms",
@@ -142,6 +144,11 @@ def test_the_packages_are_listed_as_they_lie_on_disk() -> None:
     on_disk = {".".join(folder.parts) for folder in folders} | {"adaptkit.cli"}
     assert len(listed) == len(set(listed))
     assert set(listed) == on_disk
+
+
+def test_data_is_there_without_its_own_import() -> None:
+    code = "import adaptkit; assert adaptkit.data.open.__doc__"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_public_names_exist_and_are_sorted() -> None:

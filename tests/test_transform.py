@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models import get_model_weights
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
 
 from adaptkit import AdaptkitError, DataError, Transform
 from adaptkit.architectures import default_transform
@@ -80,6 +82,42 @@ def test_interpolations_are_pillows(interpolation: str, resize: str) -> None:
     kind = Image.Resampling[interpolation.upper()]
     expected = np.asarray(image.resize((96, 96), kind)).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(transform(image), expected, atol=1e-6)
+
+
+@given(
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.integers(1, 70),
+    st.sampled_from(["bilinear", "nearest"]),
+)
+def test_crop_is_torchvisions_at_any_size(
+    size: tuple[int, int], wanted: tuple[int, int], shorter: int, interpolation: str
+) -> None:
+    image = PICTURE.crop((100, 100, 100 + size[0], 100 + size[1]))
+    kind = InterpolationMode(interpolation)
+    theirs = tv.pil_to_tensor(tv.center_crop(tv.resize(image, [shorter], kind), list(wanted)))
+    crop = Transform(wanted, resize="crop", resize_size=shorter, interpolation=interpolation)
+    assert torch.equal(crop.pixels(image), theirs)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"style_mean": (0.1, 0.2, 0.3), "style_std": (0.2, 0.3, 0.4)},
+        {"gain": (2.0, -1.0, 0.3), "offset": (0.1, 0.2, 0.3)},
+    ],
+)
+def test_a_batch_is_normalised_as_each_of_its_images(more: dict[str, Any]) -> None:
+    transform = Transform((33, 65), **more)
+    pictures = [PICTURE, PICTURE.crop((9, 9, 70, 300)), PICTURE.rotate(90)]
+    pixels = torch.stack([transform.pixels(picture) for picture in pictures])
+    assert pixels.dtype == torch.uint8
+    whole = transform.normalised(pixels)
+    assert torch.equal(whole, torch.stack([transform(picture) for picture in pictures]))
+    plain = Transform((33, 65))
+    theirs = tv.normalize(tv.to_dtype(pixels, torch.float32, True), plain.mean, plain.std)
+    assert torch.equal(plain.normalised(pixels), theirs)
 
 
 def test_the_usual_interpolation_is_not_recorded_so_that_older_versions_read_it() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adaptkit.batches import INPUT_KEYS, LABEL_KEYS
 from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, numbers, whole
-from adaptkit.data.decode import eight_bit
+from adaptkit.data.decode import Needed, eight_bit
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
 from adaptkit.data.place import Place
@@ -65,7 +65,7 @@ class ArrayListing(Listing):
         """The file, for messages."""
         return self.file
 
-    def read(self, index: int) -> Image.Image | Tensor:
+    def read(self, index: int, _: Needed | None = None) -> Image.Image | Tensor:
         """Return a row: an image of uint8 or uint16 pixels, or float32."""
         row = self._array()[self.rows[index]]
         if self.shape is None:

@@ -1,6 +1,7 @@
 """One image file to pixels: 8-bit grey or RGB, whatever the file holds."""
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,18 +10,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adaptkit.errors import DataError
 
+Needed = Callable[[tuple[int, int]], tuple[int, int]]
+
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # in EXIF
 # Only what `list_images` looks for. Pillow goes by content, not by name: left to itself it would
 # pass an EPS file that is named .png to Ghostscript, which runs it as a program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
-def decode(path: str | Path | BinaryIO) -> Image.Image:
+def decode(path: str | Path | BinaryIO, needed: Needed | None = None) -> Image.Image:
     """Read an image file, by its path or open, into mode "L" or "RGB".
 
     Grey stays grey. Transparency, by an alpha channel or by one see-through colour, is laid on
     white; palettes and CMYK become RGB; 16-bit values are
     scaled from 0…65,535 to 0…255 (not cut off at 255, as a plain conversion would); the EXIF
     orientation is applied; of an animation the first frame counts.
+
+    Args:
+        path: of the file.
+        needed: from an image's (width, height) to the one that would do, as `Transform.needed`. A
+            JPEG file is then decoded at a half, a quarter or an eighth of its size where that is as
+            large or larger, which takes a fraction of the time; by default at its own.
 
     Raises:
         DataError: the file cannot be read. The message is the reason alone, without the path.
@@ -36,8 +46,11 @@ def decode(path: str | Path | BinaryIO) -> Image.Image:
         if not _is_regular(path):  # opening a named pipe would wait for ever
             raise DataError("not a regular file")
         with Image.open(path, formats=_FORMATS) as image:
+            if needed and image.format in ("JPEG", "MPO"):
+                _scale(image, needed)
             image.load()
-            return eight_bit(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return eight_bit(image)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -49,6 +62,13 @@ def decode(path: str | Path | BinaryIO) -> Image.Image:
     except Exception as error:  # noqa: BLE001  Pillow raises anything on a broken file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(" ".join(reason.split())[:160]) from None
+
+
+def _scale(image: Image.Image, needed: Needed) -> None:
+    """Let the decoder itself scale by its cosine transform, before it has read a JPEG's pixels."""
+    turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    width, height = needed(image.size[::-1] if turned else image.size)
+    image.draft(None, (height, width) if turned else (width, height))
 
 
 def image_size(path: str | Path | BinaryIO) -> tuple[int, int] | None:
@@ -85,7 +105,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
         colour = image.convert("RGBA")
         white = Image.new("RGBA", colour.size, "white")
         image = Image.alpha_composite(white, colour)
-    return image.convert(target)
+    return image if image.mode == target else image.convert(target)  # which would copy
 
 
 def _from_16_bit(pixels: np.ndarray) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from adaptkit.data.decode import decode, image_size
+from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.place import Place
 
 
@@ -48,13 +48,13 @@ class Listing:
         """The folder or the file that holds the samples, for messages."""
         return self.root
 
-    def read(self, index: int) -> Image.Image | Tensor:
+    def read(self, index: int, needed: Needed | None = None) -> Image.Image | Tensor:
         """Return a sample: an image, or if there is a `shape`, a float32 tensor of that shape.
 
         Raises:
             DataError: it cannot be read. The message is the reason alone.
         """
-        return decode(self._file(index))
+        return decode(self._file(index), needed)
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Return the (width, height) of an image as it is stored; None where there is none."""

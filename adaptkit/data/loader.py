@@ -1,7 +1,9 @@
 """Samples that are listed as batches of tensors."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from adaptkit.batches import inputs_of
+from adaptkit.data.cache import PixelCache
 from adaptkit.data.folder import list_images
 from adaptkit.data.listing import Listing
 from adaptkit.data.place import Place
@@ -18,68 +20,55 @@ from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
 
-class _Item(NamedTuple):
-    """A sample, or why there is none."""
+class _Read(NamedTuple):
+    """A sample, an image as uint8 pixels that are not normalised yet; or why there is none."""
 
-    image: Tensor | None
-    label: int | None
-    weight: float | None
-    path: str
+    sample: Tensor | None
     reason: str
 
 
 class _Loaded(NamedTuple):
     """A batch as its worker sends it: whole tensors, as each one sent costs an open file."""
 
-    images: Tensor | None
-    labels: Tensor | None
-    weights: Tensor | None
-    skipped: dict[str, str]
+    samples: Tensor | None
+    reasons: list[str]  # of each sample; "" if it is there
 
 
-class _Images(Dataset[_Item]):
-    """The samples of a listing at some of its indices; `held` has those that were read before."""
+class _Samples(Dataset[_Read]):
+    """The samples of a listing at some of its indices."""
 
     def __init__(
-        self,
-        listing: Listing,
-        transform: Transform | None,
-        indices: Sequence[int],
-        held: Mapping[int, _Item],
+        self, listing: Listing, transform: Transform | None, indices: Sequence[int]
     ) -> None:
-        self.listing, self.transform, self.indices, self.held = listing, transform, indices, held
+        self.listing, self.transform, self.indices = listing, transform, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: int) -> _Item:
-        index = self.indices[number]
-        if index in self.held:
-            return self.held[index]
-        listing = self.listing
-        path = listing.paths[index].as_posix()
-        label = listing.labels[index] if listing.labels else None
-        weight = listing.weights[index] if listing.weights else None
-        try:
-            found = listing.read(index)
-            image = found if isinstance(found, Tensor) else self._prepared(found)
-        except DataError as error:
-            return _Item(None, label, weight, path, str(error))
-        return _Item(image, label, weight, path, "")
+    def __getitem__(self, number: int) -> _Read:
+        return self.read(self.indices[number])
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[_Item]:
-        """Return the items of a batch, some of them read at a time where that is quicker."""
+    def read(self, index: int) -> _Read:
+        """Read the sample at an index of the listing."""
+        transform = self.transform
+        try:
+            found = self.listing.read(index)
+            if isinstance(found, Tensor):
+                return _Read(found, "")
+            assert transform is not None  # noqa: S101  as ImageLoader made sure
+            return _Read(transform.pixels(found), "")
+        except DataError as error:
+            return _Read(None, str(error))
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[_Read]:
+        """Read the samples of a batch, some of them at a time where that is quicker."""
         if self.listing.at_once == 1:
             return [self[number] for number in numbers]
         with ThreadPoolExecutor(self.listing.at_once) as pool:
             return list(pool.map(self.__getitem__, numbers))
 
-    def _prepared(self, image: Image.Image) -> Tensor:
-        assert self.transform is not None  # noqa: S101  as ImageLoader made sure
-        return self.transform(image)
 
-
-class ImageLoader(DataLoader[_Item]):
+class ImageLoader(DataLoader[_Read]):
     """Batches of samples, always in the same order; made by `adaptkit.data.open`.
 
     Iterating yields float32 images of shape (B, C, H, W), or signals or features of whatever shape
@@ -87,14 +76,18 @@ class ImageLoader(DataLoader[_Item]):
     batch is a dict of "input", "weight" (float64, (B,)), and if known "label". A sample that cannot
     be read is left out, and named in `skipped`.
 
+    An image is decoded once, also where several loaders that come from one have it: its pixels are
+    kept as `PixelCache` says.
+
     Args:
         listing: the samples.
         transform: from an image to a tensor; None where the samples are tensors.
         indices: of the images to load, in this order; by default all.
         batch_size: images a batch.
-        workers: processes that decode; 0 decodes in this one.
+        workers: processes that decode; 0 decodes in this one, in as many threads as torch uses.
+        memory: bytes of memory for decoded images, see `PixelCache`.
         skipped: path -> reason, filled while iterating.
-        held: of `held`.
+        cache: of another loader of the same listing, through a transform to the same pixels.
     """
 
     def __init__(
@@ -105,40 +98,86 @@ class ImageLoader(DataLoader[_Item]):
         indices: Sequence[int] | None = None,
         batch_size: int = 64,
         workers: int = 0,
+        memory: int | None = None,
         skipped: dict[str, str] | None = None,
-        held: Mapping[int, _Item] | None = None,
+        cache: PixelCache | None = None,
     ) -> None:
         if transform is None and listing.shape is None:
             raise DataError(
                 "Expected a transform, got None: the checkpoint does not say how images are "
                 "prepared; pass adaptkit.Transform(image_size=(height, width), ...)"
             )
-        self.listing, self.transform = listing, transform
+        self.listing, self.transform, self.memory = listing, transform, memory
         self.skipped: dict[str, str] = {} if skipped is None else skipped
-        chosen = range(len(listing.paths)) if indices is None else indices
+        self._cache = PixelCache(self.shape, memory) if cache is None else cache
         super().__init__(
-            _Images(listing, transform, chosen, held or {}),
+            _Samples(listing, transform, range(len(listing)) if indices is None else indices),
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),  # so that copies to the GPU need not wait
             generator=torch.Generator(),  # so that the global one is left alone
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        try:
-            for loaded in super().__iter__():
-                self.skipped.update(loaded.skipped)
-                if loaded.images is not None:
-                    yield _batch(loaded)
-        except RuntimeError as error:
-            # An error that a living worker raised reads "Caught ... in DataLoader worker process".
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise DataError(
-                f"a process that decodes images ended unexpectedly (out of memory?): use fewer "
-                f"workers (now {self.num_workers}), or a smaller batch size"
-            ) from None
+        indices, size = self._indices(), self.batch_size or 1
+        kept = {index for index in indices if index in self._cache}
+        with closing(self._decoded([i for i in indices if i not in kept])) as decoded:
+            for start in range(0, len(indices), size):
+                some = indices[start : start + size]
+                batch = self._batch(some, [self._found(i, decoded, i in kept) for i in some])
+                if batch is not None:
+                    yield batch
+
+    def _found(self, index: int, decoded: Iterator[_Read], kept: bool) -> _Read:
+        if kept:
+            return self._again(index)
+        found = next(decoded)
+        if found.sample is None:
+            self._cache.fail(index, found.reason)
+        elif self.listing.shape is None:
+            self._cache.put(index, found.sample)
+        return found
+
+    def _again(self, index: int) -> _Read:
+        """Return what is kept of a sample; read it where nothing is."""
+        if index in self._cache.failed:
+            return _Read(None, self._cache.failed[index])
+        pixels = self._cache.get(index)
+        return self._data.read(index) if pixels is None else _Read(pixels, "")
+
+    def _batch(self, indices: Sequence[int], read: Sequence[_Read]) -> Any:
+        """Return the samples that there are, as they are yielded; None where there is none."""
+        listing = self.listing
+        named = zip(indices, read, strict=True)
+        self.skipped.update(
+            {listing.paths[i].as_posix(): r.reason for i, r in named if r.sample is None}
+        )
+        there = [i for i, r in zip(indices, read, strict=True) if r.sample is not None]
+        if not there:
+            return None
+        x = torch.stack([r.sample for r in read if r.sample is not None])
+        if listing.shape is None and self.transform is not None:
+            x = self.transform.normalised(x)
+        batch: dict[str, Tensor] = {"input": x}
+        if listing.weights:
+            weights = [listing.weights[i] for i in there]
+            batch["weight"] = torch.tensor(weights, dtype=torch.float64)
+        if listing.labels:
+            batch["label"] = torch.tensor([listing.labels[i] for i in there])
+        if torch.cuda.is_available():  # so that copies to the GPU need not wait
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        if listing.weights:
+            return batch
+        return (batch["input"], batch["label"]) if listing.labels else batch["input"]
+
+    def _decoded(self, indices: Sequence[int]) -> Generator[_Read, None, None]:
+        """Yield samples in this order, of which several are being read at a time."""
+        data = _Samples(self.listing, self.transform, indices)
+        if self.num_workers and indices:
+            return _by_processes(data, self.batch_size or 1, self.num_workers)
+        threads = max(torch.get_num_threads(), self.listing.at_once)
+        threads = threads if self.listing.shape is None else 0
+        return _by_threads(data, threads, self.batch_size or 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -152,25 +191,24 @@ class ImageLoader(DataLoader[_Item]):
         """What gives a batch's weights, as `adaptkit.estimate` takes it; None without weights."""
         return _weights if self.listing.weights else None
 
-    def original(self, position: int) -> Image.Image | None:
-        """Return the image at a position as it is in its file; None where there is none.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        found = self.listing.read(self._indices()[position])
-        return found if isinstance(found, Image.Image) else None
+    def picture(self, position: int) -> Image.Image | None:
+        """Return the image at a position as the model sees it; None where there is none."""
+        index = self._indices()[position]
+        if self.listing.shape is not None or self.transform is None:
+            return None
+        pixels = self._again(index).sample
+        if pixels is None:
+            return None
+        array = pixels.permute(1, 2, 0).numpy()
+        return Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
 
     def prepared_by(self, transform: Transform) -> "ImageLoader":
-        """Return a loader of the same images through another transform; it shares `skipped`."""
-        return ImageLoader(
-            self.listing,
-            transform,
-            indices=self._indices(),
-            batch_size=self.batch_size or 1,
-            workers=self.num_workers,
-            skipped=self.skipped,
-        )
+        """Return a loader of the same images through another transform; it shares `skipped`.
+
+        What was decoded is shared where the two differ only in what follows the pixels.
+        """
+        alike = self.transform is not None and self.transform.bare == transform.bare
+        return self._like(transform, self._indices(), alike)
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the (width, height) of each image file, from its header alone.
@@ -197,55 +235,45 @@ class ImageLoader(DataLoader[_Item]):
         every = self.paths()
         return [every[position] for position in self.kept()]
 
-    def held(self) -> "ImageLoader":
-        """Read all images; return a loader of them that has them in memory and decodes none again.
-
-        It shares `skipped`, and its subsets have the images too.
-        """
-        indices = self._indices()
-        once = self.subset(range(len(indices)))
-        once.skipped = {}
-        images = iter([image for batch in once for image in inputs_of(batch)])
-        found = {}
-        for index in indices:
-            path = self.listing.paths[index].as_posix()
-            label = self.listing.labels[index] if self.listing.labels else None
-            weight = self.listing.weights[index] if self.listing.weights else None
-            reason = once.skipped.get(path)
-            image = next(images) if reason is None else None
-            found[index] = _Item(image, label, weight, path, reason or "")
-        self.skipped.update(once.skipped)
-        return ImageLoader(
-            self.listing,
-            self.transform,
-            indices=indices,
-            batch_size=self.batch_size or 1,
-            skipped=self.skipped,
-            held=found,
-        )
-
-    def _indices(self) -> Sequence[int]:
-        indices: Sequence[int] = self.dataset.indices  # type: ignore[attr-defined]
-        return indices
-
     def of(self, listing: Listing) -> "ImageLoader":
         """Return a loader of another listing, read in the same way."""
         return ImageLoader(
-            listing, self.transform, batch_size=self.batch_size or 1, workers=self.num_workers
+            listing,
+            self.transform,
+            batch_size=self.batch_size or 1,
+            workers=self.num_workers,
+            memory=self.memory,
         )
 
     def subset(self, indices: Sequence[int]) -> "ImageLoader":
-        """Return a loader of only these images, in this order; it shares `skipped`."""
-        held = self._indices()
+        """Return a loader of only these images, in this order.
+
+        It shares `skipped` and what was decoded.
+        """
+        every = self._indices()
+        return self._like(self.transform, [every[i] for i in indices], True)
+
+    def _like(
+        self, transform: Transform | None, indices: Sequence[int], same_pixels: bool
+    ) -> "ImageLoader":
         return ImageLoader(
             self.listing,
-            self.transform,
-            indices=[held[i] for i in indices],
+            transform,
+            indices=indices,
             batch_size=self.batch_size or 1,
             workers=self.num_workers,
+            memory=self.memory,
             skipped=self.skipped,
-            held=self.dataset.held,  # type: ignore[attr-defined]
+            cache=self._cache if same_pixels else None,
         )
+
+    @property
+    def _data(self) -> _Samples:
+        assert isinstance(self.dataset, _Samples)  # noqa: S101  as made above
+        return self.dataset
+
+    def _indices(self) -> Sequence[int]:
+        return self._data.indices
 
 
 def image_folder(
@@ -292,25 +320,59 @@ def check(batch_size: int, workers: int) -> None:
         )
 
 
-def _collate(items: list[_Item]) -> _Loaded:
-    good = [item for item in items if item.image is not None]
-    images = [item.image for item in good if item.image is not None]
-    labels = [item.label for item in good if item.label is not None]
-    weights = [item.weight for item in good if item.weight is not None]
-    return _Loaded(
-        torch.stack(images) if images else None,
-        torch.tensor(labels) if labels else None,
-        torch.tensor(weights, dtype=torch.float64) if weights else None,
-        {item.path: item.reason for item in items if item.image is None},
+def _by_threads(data: _Samples, threads: int, ahead: int) -> Generator[_Read, None, None]:
+    """Read in threads, so many samples ahead of the one that is yielded; with no thread, in this.
+
+    Pillow lets other threads run while it decodes and resizes.
+    """
+    if not threads:
+        yield from map(data.__getitem__, range(len(data)))
+        return
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[_Read]] = deque()
+    try:
+        for number in range(len(data)):
+            waiting.append(pool.submit(data.__getitem__, number))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_processes(data: _Samples, batch_size: int, workers: int) -> Generator[_Read, None, None]:
+    """Read in worker processes, a batch at a time.
+
+    Raises:
+        DataError: a process ended unexpectedly.
+    """
+    loader = DataLoader(
+        data,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # so that the global one is left alone
     )
+    try:
+        for loaded in loader:
+            # Out of the memory that is shared with the worker, which is short and costs open files.
+            samples = iter(() if loaded.samples is None else loaded.samples.clone())
+            for reason in loaded.reasons:
+                yield _Read(None if reason else next(samples), reason)
+    except RuntimeError as error:
+        # An error that a living worker raised reads "Caught ... in DataLoader worker process".
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            f"a process that decodes images ended unexpectedly (out of memory?): use fewer "
+            f"workers (now {workers}), or a smaller batch size"
+        ) from None
 
 
-def _batch(loaded: _Loaded) -> Any:
-    images, labels, weights, _ = loaded
-    if weights is not None:
-        found = {"input": images, "weight": weights}
-        return found if labels is None else {**found, "label": labels}
-    return images if labels is None else (images, labels)
+def _collate(read: list[_Read]) -> _Loaded:
+    samples = [r.sample for r in read if r.sample is not None]
+    return _Loaded(torch.stack(samples) if samples else None, [r.reason for r in read])
 
 
 def _weights(batch: Any) -> Tensor:

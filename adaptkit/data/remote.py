@@ -24,7 +24,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.registry import known_implementations
 from PIL import Image
 
-from adaptkit.data.decode import decode, image_size
+from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.listing import Listing
 from adaptkit.data.place import Remote, place, without_secrets
 from adaptkit.errors import AdaptkitError, DataError, DependencyError
@@ -61,16 +61,16 @@ class RemoteListing(Listing):
         """How many samples are best read at a time."""
         return AT_ONCE
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, needed: Needed | None = None) -> Image.Image:
         """Fetch an image."""
         where = place(self.urls[index])
         if isinstance(where, Path):
-            return decode(where)
+            return decode(where, needed)
         file = io.BytesIO(content(where))
         if size := image_size(file):
             self.seen[self.paths[index]] = size
         file.seek(0)
-        return decode(file)
+        return decode(file, needed)
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Return the (width, height) of an image; fetch it if that was not done before."""
@@ -443,7 +443,7 @@ def _reason(error: Exception) -> str:
         return "access denied: are credentials missing?"
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return "no answer in time"
-    if type(error).__name__.startswith("InvalidURL"):
+    if type(error).__name__.lower().startswith("invalidurl"):
         return "not a valid URL"
     if isinstance(cause := getattr(error, "os_error", None), OSError):  # of aiohttp's
         host, text = getattr(error, "host", "the host"), cause.strerror or str(cause)

@@ -1,12 +1,9 @@
 """How much memory estimation may use."""
 
-import contextlib
-import os
-from pathlib import Path
-
 import torch
 
 from adaptkit.errors import EstimationError
+from adaptkit.free import free_memory
 
 DEFAULT_SHARE = 0.5  # of what is free when estimation starts
 
@@ -34,22 +31,4 @@ def _free(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
-    return min(_system_free(), _container_free())
-
-
-def _system_free() -> int:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _container_free() -> int:
-    """Return what a container's own limit (cgroup 2) leaves; without one, no bound."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = int((folder / "memory.max").read_text())  # "max" where there is none
-        return limit - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return 2**62
+    return free_memory()

@@ -24,7 +24,6 @@ from adaptkit.pipeline.scoring import Scores, of_classes, score
 from adaptkit.pipeline.shift import some_readable
 from adaptkit.report.many import ADAPTED, KEPT, DomainRow
 
-HELD_BYTES = 2**30  # of a domain's images, up to which they are decoded once and kept meanwhile
 _OF_DECIDING = ("prior", "memory", "layers", "precision", "seed")
 
 
@@ -59,12 +58,11 @@ class DomainAdapter:
             AdaptkitError: what is wrong with its images.
         """
         with some_readable(loader):
-            images = loader.held() if _bytes_of(loader) <= HELD_BYTES else loader
-            to_adapt, to_score = parts(images, self.holdout, self.options["seed"])
+            to_adapt, to_score = parts(loader, self.holdout, self.options["seed"])
             before = score(self.model, to_score, self.head)
             refuse_too_many_bad(to_score, self.skip_bad)
             decision, seen, applied = self._statistics(to_adapt)
-        refuse_too_many_bad(images, self.skip_bad)
+        refuse_too_many_bad(loader, self.skip_bad)
         pack, after = as_stored(self.model, seen) if applied is None else applied, before
         if applied is not None:
             bank = DomainBank(self.model)
@@ -108,11 +106,6 @@ class DomainAdapter:
         shares = self.shares.numpy()
         way = Corrected(self.calibration.moments, shares)
         return Decision(way, "corrected", (), {}, shares, True, 0)
-
-
-def _bytes_of(loader: ImageLoader) -> int:
-    """Return what a loader's images take as the model wants them, in float32."""
-    return 4 * len(loader.listing) * math.prod(loader.shape)
 
 
 def _figures(before: Scores, after: Scores) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from adaptkit.data import ImageLoader
-from adaptkit.errors import DataError
 from adaptkit.evaluation import Evaluation
 from adaptkit.report.pictures import Picture, changed
 
@@ -17,9 +16,7 @@ _SIDE = 128  # pixels, of the longer side at most
 def pictures(
     before: Evaluation, after: Evaluation, images: ImageLoader, classes: Sequence[str] | None
 ) -> Iterator[Picture]:
-    """Yield small images of the best and the worst changes of predictions.
-
-    An image that has vanished since is left out.
+    """Yield small images, as the model sees them, of the best and the worst changes of predictions.
 
     Args:
         before: of the source model on `images`.
@@ -35,10 +32,7 @@ def pictures(
     for kind, places in (("best", best), ("worst", worst)):
         for place in places:
             path = paths[places_read[place]]
-            try:
-                image = images.original(places_read[place])
-            except DataError:
-                continue
+            image = images.picture(places_read[place])
             if image is None:
                 continue
             data, media = _small(image)

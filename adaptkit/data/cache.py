@@ -1,0 +1,100 @@
+"""Images that were decoded, kept as pixels while a run lasts: in memory, beyond it in a file."""
+
+import shutil
+import tempfile
+import weakref
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptkit.free import free_memory
+from adaptkit.launched import launched
+
+_SHARE = 0.25  # of the memory that is free when the first image comes, for all processes of a job
+_LEFT = 0.1  # of a disk, which is never filled further
+
+
+class PixelCache:
+    """Pixels by the index of their image, all of one shape; or why an image has none.
+
+    What memory does not hold goes into a temporary file, which has no name: it is gone with its
+    process, however that ends. Where the disk has little room, or there is none to write to, what
+    comes later is not kept.
+
+    Args:
+        shape: (C, H, W) of the pixels, uint8.
+        memory: bytes that they may take in memory; by default a quarter of what is free when the
+            first one comes.
+
+    >>> cache = PixelCache((1, 2, 2))
+    >>> cache.put(7, torch.ones(1, 2, 2, dtype=torch.uint8))
+    >>> cache.fail(8, "broken")
+    >>> 7 in cache, 8 in cache, 9 in cache, cache.failed
+    (True, True, False, {8: 'broken'})
+    >>> cache.get(7).sum().item()
+    4
+    """
+
+    def __init__(self, shape: tuple[int, ...], memory: int | None = None) -> None:
+        self.failed: dict[int, str] = {}
+        self._shape = shape
+        self._bytes = int(np.prod(shape, dtype=np.int64))
+        self._memory = memory
+        self._held: dict[int, Tensor] = {}
+        self._slots: dict[int, int] = {}  # where in the file, in images
+        self._written = 0
+        self._file: IO[bytes] | None = None
+        self._full = False
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._held or index in self._slots or index in self.failed
+
+    def fail(self, index: int, reason: str) -> None:
+        """Remember why an image cannot be read."""
+        self.failed[index] = reason
+
+    def put(self, index: int, pixels: Tensor) -> None:
+        """Keep an image's pixels if there is room; they must not be changed afterwards."""
+        if index in self:
+            return
+        if self._memory is None:
+            self._memory = int(_SHARE * free_memory() / launched())
+        if (len(self._held) + 1) * self._bytes <= self._memory:
+            self._held[index] = pixels
+        elif not self._full:
+            self._full = not self._write(index, pixels)
+
+    def get(self, index: int) -> Tensor | None:
+        """Return an image's pixels, uint8 of `shape`; None where they are not kept."""
+        if index in self._held:
+            return self._held[index]
+        if index not in self._slots or self._file is None:
+            return None
+        pixels = torch.empty(self._shape, dtype=torch.uint8)
+        try:
+            self._file.seek(self._slots[index] * self._bytes)
+            whole = self._file.readinto(pixels.numpy()) == self._bytes  # type: ignore[attr-defined]
+        except OSError:
+            whole = False
+        if not whole:
+            del self._slots[index]  # whoever asked reads the image itself again
+        return pixels if whole else None
+
+    def _write(self, index: int, pixels: Tensor) -> bool:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  as long as this
+                weakref.finalize(self, self._file.close)
+            disk = shutil.disk_usage(tempfile.gettempdir())
+            if disk.free - self._bytes < _LEFT * disk.total:
+                return False
+            self._file.seek(self._written * self._bytes)
+            whole = self._file.write(pixels.numpy().data) == self._bytes
+        except OSError:
+            return False
+        if whole:
+            self._slots[index] = self._written
+            self._written += 1
+        return whole
