@@ -23,7 +23,8 @@ from .job import in_job
     type=options.place,
     required=True,
     metavar="DIR|URL",
-    help="Images of the new domain: class folders, or any folder without labels.",
+    help="Images of the new domain: class folders, any folder without labels, or a manifest, "
+    "an array or a table. Also at a URL: https://, s3://, gs:// and what else fsspec knows.",
 )
 @click.option(
     "--out",

@@ -22,7 +22,7 @@ from .job import in_job
     type=options.place,
     required=True,
     metavar="DIR|URL",
-    help="Images of the new domain. Their labels are not used.",
+    help="Images of the new domain, here or at a URL. Their labels are not used.",
 )
 @options.source_data
 @click.option(
