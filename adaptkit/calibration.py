@@ -1,8 +1,8 @@
 """Calibration errors: how far a model's confidence lies from how often it is right."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -66,5 +66,6 @@ def most_bias(confidence: Floats, correct: Bools, bins: Bins) -> float:
     sigma = np.sqrt(np.maximum(spread, calibrated) / n_b)[present]
     least = np.maximum(np.abs(g_b[present]) - _LEAST * sigma, 0)
     m = np.divide(least, sigma, out=np.zeros_like(sigma), where=sigma > 0)
-    bias = sigma * (2 * stats.norm.pdf(m) - 2 * m * stats.norm.sf(m))
+    normal = scipy.stats.norm
+    bias = sigma * (2 * normal.pdf(m) - 2 * m * normal.sf(m))
     return float(bias @ count[present]) / max(len(bins), 1)

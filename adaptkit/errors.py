@@ -40,6 +40,10 @@ class DependencyError(AdaptkitError):
     """A package that only some of adaptkit needs is not installed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C was pressed in work that can go on; the message says how."""
+
+
 class Stopped(BaseException):
     """The process was told to end, as a launcher does when another one of its job has died."""
 

@@ -52,6 +52,46 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
             cleanup.callback(old.unlink, missing_ok=True)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that is written again and again, in the place of the last one.
+
+    A process that is killed meanwhile leaves the last one whole, and beside it at most ``.part`` of
+    the next, which takes its place or is removed with it (`remove_file`).
+
+    Raises:
+        OutputError: the system refused; the last one is as it was.
+    """
+    temporary = _part_of(path)
+    try:
+        temporary.unlink(missing_ok=True)  # not written through, if it is a link
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from None
+
+
+def remove_file(path: Path) -> None:
+    """Remove what `replace_file` wrote, if it is there.
+
+    Raises:
+        OutputError: the system refused.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        _part_of(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror}") from None
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
 def _check_output(path: Path, inputs: list[Path], seen: set[Path], force: bool) -> None:
     folder = path.parent
     if path.resolve() in seen:

@@ -1,8 +1,8 @@
 """The target's class shares and accuracy, estimated without its labels from the source's."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from adaptkit.errors import DataError
 from adaptkit.evaluation import Evaluation
@@ -51,7 +51,7 @@ def class_shares(source: Evaluation, target: Evaluation) -> Floats:
     rates = np.zeros((k, k))
     for i in np.unique(labels):
         rates[i] = _shares(source.predictions[labels == i], k)
-    found, _ = nnls(rates.T, _shares(target.predictions, k))
+    found, _ = scipy.optimize.nnls(rates.T, _shares(target.predictions, k))
     total = found.sum()
     return np.asarray(found / total if total > 0 else found, dtype=np.float64)
 

@@ -1,6 +1,6 @@
 """What samples a loader holds, and loaders of some of them, before anything is decoded."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -32,6 +32,37 @@ class Skips(Protocol):
     def kept(self) -> list[int]:
         """Return the positions in it of the samples that it yielded, after a pass."""
         ...
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A loader that says of how many samples each batch was made, those left out included."""
+
+    def counted(self) -> Iterator[tuple[int, Any]]:
+        """Yield these numbers and batches; None for a batch of which nothing was left."""
+        ...
+
+
+def can_count(loader: Iterable[Any]) -> bool:
+    """Whether `counted` knows of how many samples each of a loader's batches is made."""
+    plain = isinstance(loader, DataLoader) and type(loader.batch_sampler) is BatchSampler
+    return plain or isinstance(loader, Counts)
+
+
+def counted(loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield what `Counts` is about, of a loader that `narrowed` gave and that `can_count`.
+
+    >>> list(counted(DataLoader([1, 2, 3], batch_size=2)))  # type: ignore[arg-type]
+    [(2, tensor([1, 2])), (1, tensor([3]))]
+    """
+    if isinstance(loader, Counts):
+        yield from loader.counted()
+        return
+    assert isinstance(loader, DataLoader)  # noqa: S101  for all else can_count said no
+    assert isinstance(loader.batch_sampler, BatchSampler)  # noqa: S101
+    total, size = len(loader.dataset), loader.batch_sampler.batch_size  # type: ignore[arg-type]
+    for start, batch in zip(range(0, total, size), loader, strict=True):
+        yield min(size, total - start), batch
 
 
 @runtime_checkable

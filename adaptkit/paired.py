@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -25,7 +25,7 @@ def wilson(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float
     >>> [round(v, 3) for v in wilson(8, 10)]
     [0.49, 0.943]
     """
-    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -49,7 +49,7 @@ def proportion_change(before: Bools, after: Bools, *, level: float = 0.95) -> Ch
     n = len(before)
     both, neither = int((before & after).sum()), int((~before & ~after).sum())
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
-    p_value = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+    p_value = scipy.stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
 
     first, second = (both + lost) / n, (both + won) / n
     low_1, high_1 = wilson(both + lost, n, level=level)
@@ -76,7 +76,7 @@ def mean_change(before: Floats, after: Floats, *, level: float = 0.95) -> Change
     # A spread of rounding errors alone is none.
     if error <= 1e-12 * max(float(np.abs(difference).max()), 1e-300):
         return Change(mean, None, None, None)
-    student = stats.t(n - 1)
+    student = scipy.stats.t(n - 1)
     reach = float(student.ppf((1 + level) / 2)) * error
     return Change(mean, mean - reach, mean + reach, float(2 * student.sf(abs(mean) / error)))
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import sparse
-from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from adaptkit.calibration import BINS, equal_mass, equal_width, most_bias
 from adaptkit.errors import DataError
@@ -44,6 +43,8 @@ def quality(evaluation: Evaluation) -> dict[str, float]:
     >>> {k: round(v, 3) for k, v in quality(found).items()}["balanced_accuracy"]
     0.75
     """
+    from sklearn.metrics import f1_score, recall_score
+
     labels, predictions = _labels(evaluation), evaluation.predictions
     occurring = np.unique(labels)
     union = np.union1d(labels, predictions[predictions >= 0])
@@ -135,6 +136,8 @@ def confusion(
 
     Columns: label, predicted, before, after. A prediction from NaN logits is "none".
     """
+    from sklearn.metrics import confusion_matrix
+
     labels = _labels(before)
     every = [-1, *range(_classes(before, after))]
     counts = [confusion_matrix(labels, e.predictions, labels=every) for e in (before, after)]
@@ -150,12 +153,12 @@ def confusion(
 class _Tables:
     """What the figures are sums of, so that many weightings of the samples are one product each."""
 
-    true: sparse.csr_matrix  # (n, K), like the next two
-    predicted: sparse.csr_matrix
-    hits: sparse.csr_matrix
+    true: "scipy.sparse.csr_matrix"  # (n, K), like the next two
+    predicted: "scipy.sparse.csr_matrix"
+    hits: "scipy.sparse.csr_matrix"
     known: Floats  # (n,)
     losses: Mapping[str, Floats]  # name -> (n,)
-    gaps: Mapping[str, sparse.csr_matrix]  # name -> (n, bins) of confidence − correct
+    gaps: Mapping[str, "scipy.sparse.csr_matrix"]  # name -> (n, bins) of confidence − correct
     bias: Mapping[str, float]  # of these
 
     @classmethod
@@ -214,9 +217,9 @@ def _known(evaluation: Evaluation) -> NDArray[np.bool_]:
     return np.isfinite(evaluation.confidence)
 
 
-def _table(columns: NDArray[np.int64], values: Floats, width: int) -> sparse.csr_matrix:
+def _table(columns: NDArray[np.int64], values: Floats, width: int) -> "scipy.sparse.csr_matrix":
     rows = np.arange(len(columns))
-    return sparse.csr_matrix((values, (rows, columns)), shape=(len(columns), width))
+    return scipy.sparse.csr_matrix((values, (rows, columns)), shape=(len(columns), width))
 
 
 def _mean_ratio(above: Floats, below: Floats) -> Floats:

@@ -25,6 +25,7 @@ from benchmarks import (
     precision,
     profile,
     scaling,
+    startup,
     target_size,
     throughput,
     transfer,
@@ -58,6 +59,7 @@ BENCHMARKS = {
     "domains": Benchmark(domains.run, domains.figure),
     "scaling": Benchmark(scaling.run, scaling.figure),
     "precision": Benchmark(precision.run, precision.figure),
+    "startup": Benchmark(startup.run, startup.figure),
     "norms": Benchmark(norms.run, norm_tables.figure),
 }
 ALL = "all"

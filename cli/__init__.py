@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from adaptkit import __version__
-from adaptkit.errors import AdaptkitError, Stopped
+from adaptkit.errors import AdaptkitError, Interrupted, Stopped
 from adaptkit.launched import launched
 
 from .adapt import adapt
@@ -30,8 +30,8 @@ class _Group(click.Group):
     """Commands whose every failure is one line on stderr that begins with `Error:`."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Pillow's on large or odd images: what cannot be read is named in the output anyway.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        # On large or odd images: what cannot be read is named in the output anyway.
+        warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
         try:
             return super().invoke(ctx)
         except AdaptkitError as error:
@@ -55,10 +55,11 @@ class _Group(click.Group):
     ) -> Any:
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except (click.Abort, KeyboardInterrupt):
+        except (click.Abort, KeyboardInterrupt) as error:
             if not standalone_mode:
                 raise
-            say("Interrupted.")
+            how = f" {error.__cause__}" if isinstance(error.__cause__, Interrupted) else ""
+            say(f"Interrupted.{how}")
             code = INTERRUPTED
         except Stopped:
             if not standalone_mode:

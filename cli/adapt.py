@@ -22,9 +22,10 @@ from .job import in_job
     "--target",
     type=options.place,
     required=True,
-    metavar="DIR|URL",
-    help="Images of the new domain: class folders, any folder without labels, or a manifest, "
-    "an array or a table. Also at a URL: https://, s3://, gs:// and what else fsspec knows.",
+    metavar="DIR|FILE|URL",
+    help="Images of the new domain: class folders, or any folder without labels. Or a file: a "
+    "manifest or table (.csv .tsv .parquet), an array (.npy .npz .pt .safetensors). Or the URL of "
+    "either: https://, s3://, gs:// and what else fsspec knows.",
 )
 @click.option(
     "--out",
@@ -141,14 +142,20 @@ from .job import in_job
     show_default=True,
     help="auto: look whether the target is several domains mixed, and adapt to each by "
     "itself. Writes a model a domain, and what routes images among them. folder: each "
-    "sub-folder is a domain. Writes its statistics as with --stats-only, and a summary, "
-    "into the folder --out [default: <source>-domains here]; goes on where it was stopped.",
+    "sub-folder is a domain, or what a file's column 'domain' says. Writes the statistics "
+    "of each, and of all as one, as with --stats-only, and a summary, into the folder "
+    "--out [default: <source>-domains here]; goes on where it was stopped.",
 )
 @click.option(
     "--input-fit",
     is_flag=True,
     help="First fit a gain and an offset of the images, which undo contrast, brightness "
     "and inversion. Not AdaBN; reported apart.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where the same line, with --mode stream, was stopped; else begin.",
 )
 @options.preparation
 @options.source_data
@@ -178,12 +185,14 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
     from .terminal import print_run
 
     if arguments["domains"] == "folder":
-        _adapt_folders(quiet, as_json, dist_timeout, arguments)
+        _adapt_domains(quiet, as_json, dist_timeout, arguments)
         return
     with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
-        from adaptkit.pipeline import adapt_folder
+        from adaptkit.pipeline import adapt_folder, interruptible
 
-        run = adapt_folder(**{**arguments, "layers": arguments["layers"] or None}, progress=watch)
+        arguments["layers"] = arguments["layers"] or None
+        with interruptible(adapt_folder, arguments):
+            run = adapt_folder(**arguments, progress=watch)
     if world.rank > 0:
         return
     if as_json:
@@ -192,31 +201,31 @@ def adapt(quiet: bool, as_json: bool, dist_timeout: float, **arguments: Any) -> 
         print_run(run)
 
 
-_NOT_OF_FOLDERS = ("report", "method", "stats_only", "certify", "input_fit")
+_NOT_OF_DOMAINS = ("report", "method", "stats_only", "certify", "input_fit", "resume")
 
 
-def _adapt_folders(
+def _adapt_domains(
     quiet: bool, as_json: bool, dist_timeout: float, arguments: dict[str, Any]
 ) -> None:
-    """Adapt to each sub-folder; fail at the end if one failed."""
+    """Adapt to each domain; fail at the end if one failed."""
     from .domains import print_domains
 
     source_of, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
-    given = [name for name in _NOT_OF_FOLDERS if source_of(name) != default]
+    given = [name for name in _NOT_OF_DOMAINS if source_of(name) != default]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(
             f"--domains folder writes the statistics of each domain and one summary of all: "
             f"leave out {names}"
         )
-    kept = {k: v for k, v in arguments.items() if k not in (*_NOT_OF_FOLDERS, "domains")}
+    kept = {k: v for k, v in arguments.items() if k not in (*_NOT_OF_DOMAINS, "domains")}
     with in_job(dist_timeout, arguments["device"], quiet=quiet) as (world, watch):
         from adaptkit.errors import few
-        from adaptkit.pipeline import adapt_domain_folders
+        from adaptkit.pipeline import adapt_domain_folders, interruptible
 
-        run = adapt_domain_folders(
-            **{**kept, "layers": arguments["layers"] or None}, progress=watch
-        )
+        kept["layers"] = kept["layers"] or None
+        with interruptible(adapt_domain_folders, {**kept, "domains": "folder"}):
+            run = adapt_domain_folders(**kept, progress=watch)
     if world.rank > 0:
         return
     if as_json:
@@ -228,3 +237,5 @@ def _adapt_folders(
             f"{len(run.failed):,} of {len(run.rows):,} domains failed: {few(run.failed)}; see "
             f"{run.folder / 'summary.csv'}"
         )
+    if run.pooled is not None and run.pooled.error:
+        raise click.ClickException(f"the pooled result failed: {run.pooled.error}")

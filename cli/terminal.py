@@ -40,6 +40,7 @@ _STAGES = {
     "estimating": "Estimating, layers",
     "streaming": "Estimating, images",
     "after": "Scoring the adapted model",
+    "listing": "Listing, domains",
     "domains": "Adapting, domains",
     "features": "Taking features, images",
     "training": "Training the source model, epochs",

@@ -100,12 +100,12 @@ def test_pixels_go_through_the_transform(tmp_path: Path, layout: str, write: Any
 
 def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path: Path) -> None:
     np.save(tmp_path / "deep.npy", np.full((2, 4, 6), 257 * 51, dtype=np.uint16))
-    deep = open_data(tmp_path / "deep.npy", transform=RGB).original(0)
-    assert deep is not None
+    deep = listed(tmp_path / "deep.npy").read(0)
+    assert isinstance(deep, Image.Image)
     assert deep.getpixel((0, 0)) == 51
     np.save(tmp_path / "clear.npy", np.zeros((2, 4, 6, 4), dtype=np.uint8))
-    clear = open_data(tmp_path / "clear.npy", transform=RGB).original(1)
-    assert clear is not None
+    clear = listed(tmp_path / "clear.npy").read(1)
+    assert isinstance(clear, Image.Image)
     assert clear.getpixel((0, 0)) == (255, 255, 255)
 
 

@@ -136,6 +136,15 @@ def test_folders_that_hold_nothing(tmp_path: Path, case: str) -> None:
         list_images(root)
 
 
+def test_a_folder_of_other_files_names_some_of_them(tmp_path: Path) -> None:
+    root = tree(tmp_path / "one", "scan.nii.gz")
+    with pytest.raises(DataError, match=r"\.dicom\), but 1 other file: scan\.nii\.gz$"):
+        list_images(root)
+    root = tree(tmp_path / "several", "b/2.heic", "a/1.nii", "3.avif", "4.svg", "5.CR2", ".6.x")
+    with pytest.raises(DataError, match=r", but 5 other files: 3\.avif, 4\.svg, 5\.CR2, \.\.\.$"):
+        list_images(root)
+
+
 @given(
     st.sets(
         st.tuples(st.sampled_from(CLASSES), st.text("ab0-_", min_size=1, max_size=4)), min_size=1

@@ -168,6 +168,21 @@ def test_a_mistake_in_a_thread_or_a_living_worker_keeps_its_own_words(
         list(image_folder(root, transform=GREY, workers=workers))
 
 
+@forked
+def test_where_shared_memory_is_full_batches_come_all_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    loader = image_folder(root, transform=GREY, classes=("a", "b"), batch_size=4, workers=2)
+    loader.timeout = 60  # else the test would hang where it should fail
+    assert values(loader) == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
+    assert torch.cat([y for _, y in loader]).tolist() == [0] * 5 + [1] * 5
+
+
 def test_leaving_early_ends_the_workers(root: Path) -> None:
     before = set(multiprocessing.active_children())
     batches = iter(image_folder(root, transform=GREY, batch_size=1, workers=2))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,19 @@ import digits
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from jobs import job, values
+from many import CLASSES, EACH, adapt, fails, results, rows, write_domain
 
 from adaptkit import ImageLoader, Statistics, image_folder, load_checkpoint, save_checkpoint
 from adaptkit.pipeline import DomainsRun, adapt_domain_folders
 from adaptkit.pipeline.domain_results import as_json
 from adaptkit.pipeline.one_domain import DomainAdapter
-from adaptkit.report.many import ADAPTED, FAILED, KEPT, DomainRow, ranked, totals
+from adaptkit.report.many import ADAPTED, FAILED, KEPT, POOLED, DomainRow, ranked, totals
 from cli import main
 from cli.domains import print_domains
 
 ROOT = Path(__file__).parent.parent
-CLASSES = [str(k) for k in range(10)]
-EACH = 40
-
-
-def write_domain(folder: Path, contrast: float, start: int, *, labels: bool = True) -> None:
-    """Write digits that the net has not seen, of some contrast."""
-    x, y = digits.images()
-    first = digits.TRAINED_ON + start
-    for i in range(first, first + EACH):
-        where = folder / str(int(y[i])) if labels else folder
-        digits.write(where / f"{i}.png", contrast * x[i])
 
 
 @pytest.fixture(scope="module")
@@ -57,47 +48,6 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def adapt(*args: str, target: str = "domains", source: str = "source.pt") -> Result:
-    line = ["adapt", "--source", source, "--target", target, "--domains", "folder"]
-    return CliRunner().invoke(main, [*line, "--device", "cpu", *args])
-
-
-def files() -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file()}
-
-
-def fails(message: str, *args: str, target: str = "domains", source: str = "source.pt") -> None:
-    """Hold a run to one line on stderr and an untouched folder."""
-    before = files(), {*Path().rglob("*")}
-    result = adapt(*args, target=target, source=source)
-    assert result.exit_code in (1, 2), result.output
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
-    assert not result.stdout
-    assert (files(), {*Path().rglob("*")}) == before
-
-
-def results(folder: str = "source-domains") -> dict[str, Any]:
-    """Packs as bytes, and all that the other files say but for seconds and the run's own line."""
-    found: dict[str, Any] = {}
-    for path in Path(folder).iterdir():
-        if path.suffix == ".json":
-            text = re.sub(r'"seconds": [\d.]+', '"seconds": 0', path.read_text(encoding="utf-8"))
-            content = json.loads(text)
-            found[path.name] = {**content, "command": "", "arguments": {}, "processes": 0}
-        elif path.suffix == ".csv":
-            found[path.name] = pd.read_csv(path).drop(columns="seconds").to_csv()
-        elif path.suffix == ".safetensors":
-            found[path.name] = path.read_bytes()
-    return found
-
-
-def rows(folder: str = "source-domains") -> dict[str, dict[str, Any]]:
-    summary = json.loads(Path(folder, "summary.json").read_text(encoding="utf-8"))
-    return {row["domain"]: row for row in summary["rows"]}
 
 
 # Each domain is as it is alone.
@@ -173,6 +123,7 @@ def test_the_summary(here: Path) -> None:
     )
     assert {"adaptkit", "torch", "python"} <= summary["versions"].keys()
     frame = pd.read_csv("source-domains/summary.csv")
+    frame = frame[frame["kind"] == "domain"]
     assert list(frame["domain"]) == ["clean", "dark", "flat"]
     assert list(frame["pack"]) == ["clean.safetensors", "dark.safetensors", "flat.safetensors"]
     labelled = frame[frame["accuracy_before"].notna()]
@@ -198,8 +149,8 @@ def test_json_stands_alone_on_stdout_and_quiet_prints_nothing(here: Path) -> Non
 
 
 def stopped_after(count: int, **options: Any) -> None:
-    def progress(_: str, done: int, __: int | None) -> None:
-        if done == count:
+    def progress(stage: str, done: int, _: int | None) -> None:
+        if stage == "domains" and done == count:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -209,10 +160,11 @@ def stopped_after(count: int, **options: Any) -> None:
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(here: Path) -> None:
     assert adapt("--out", "whole").exit_code == 0
     stopped_after(2)
-    assert sorted(p.name for p in Path("source-domains").iterdir()) == [
+    assert sorted(p.name for p in Path("source-domains").rglob("*.*")) == [
         *("clean.domain.json", "clean.safetensors", "dark.domain.json", "dark.safetensors"),
+        *("pooled.domain.json", "pooled.safetensors"),
     ]
-    times = {p: p.stat().st_mtime_ns for p in Path("source-domains").iterdir()}
+    times = {p: p.stat().st_mtime_ns for p in Path("source-domains").rglob("*.*")}
     result = adapt()
     assert "2 were there already" in result.stdout
     assert {p: p.stat().st_mtime_ns for p in times} == times
@@ -509,9 +461,9 @@ def test_a_name_that_is_no_text(here: Path) -> None:
 # The table.
 
 
-def run_of(found: Sequence[DomainRow]) -> DomainsRun:
-    details = {"totals": totals(found), "prepared": "8 x 8", "notes": []}
-    return DomainsRun(tuple(found), details, Path("out"), 0, (), "All is said.")
+def run_of(found: Sequence[DomainRow], pooled: DomainRow | None = None) -> DomainsRun:
+    details = {"totals": totals(found), "of": "images", "prepared": "8 x 8", "notes": []}
+    return DomainsRun(tuple(found), pooled, details, Path("out"), 0, (), "All is said.")
 
 
 def made_up(number: int, change: float | None) -> DomainRow:
@@ -521,6 +473,7 @@ def made_up(number: int, change: float | None) -> DomainRow:
         ADAPTED,
         images=200_000,
         accuracy_before=None if change is None else 0.5,
+        accuracy_pooled=None if change is None else 0.5,
         accuracy_after=after,
         confidence_before=0.5,
         confidence_after=0.5 + number / 4000,
@@ -531,13 +484,15 @@ def made_up(number: int, change: float | None) -> DomainRow:
 def test_the_table_shows_the_ends_and_every_failure(capsys: pytest.CaptureFixture[str]) -> None:
     found = [made_up(n, (n - 500) / 1000) for n in range(1000)]
     found += [DomainRow(f"lost {n}", FAILED, error="x" * 200) for n in range(20)]
-    print_domains(run_of(found))
+    as_one = replace(made_up(0, 0.25), kind=POOLED, images=200_000_000)
+    print_domains(run_of(found, as_one))
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) < 120
     changes = [float(found[1]) for found in re.finditer(r"([-+]\d+\.\d)  corrected", text)]
-    assert changes == [-50.0, -49.9, -49.8, -49.7, -49.6, 49.5, 49.6, 49.7, 49.8, 49.9]
+    ends = [-50.0, -49.9, -49.8, -49.7, -49.6, 49.5, 49.6, 49.7, 49.8, 49.9]
+    assert changes == [*ends, 25.0]
     assert all(f"lost {n}: " in text for n in range(20))
 
 

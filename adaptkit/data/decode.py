@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from adaptkit.data.dicom import DICOM, decode_dicom, dicom_size, is_dicom
 from adaptkit.errors import DataError
 
 Needed = Callable[[tuple[int, int]], tuple[int, int]]
@@ -24,7 +25,7 @@ def decode(path: str | Path | BinaryIO, needed: Needed | None = None) -> Image.I
     Grey stays grey. Transparency, by an alpha channel or by one see-through colour, is laid on
     white; palettes and CMYK become RGB; 16-bit values are
     scaled from 0…65,535 to 0…255 (not cut off at 255, as a plain conversion would); the EXIF
-    orientation is applied; of an animation the first frame counts.
+    orientation is applied; of an animation the first frame counts. For DICOM see `decode_dicom`.
 
     Args:
         path: of the file.
@@ -45,7 +46,13 @@ def decode(path: str | Path | BinaryIO, needed: Needed | None = None) -> Image.I
     try:
         if not _is_regular(path):  # opening a named pipe would wait for ever
             raise DataError("not a regular file")
-        with Image.open(path, formats=_FORMATS) as image:
+        try:
+            opened = Image.open(path, formats=_FORMATS)
+        except UnidentifiedImageError:
+            if is_dicom(path):
+                return decode_dicom(path)
+            raise
+        with opened as image:
             if needed and image.format in ("JPEG", "MPO"):
                 _scale(image, needed)
             image.load()
@@ -79,6 +86,8 @@ def image_size(path: str | Path | BinaryIO) -> tuple[int, int] | None:
     try:
         if not _is_regular(path):
             return None
+        if isinstance(path, (str, Path)) and Path(path).suffix.lower() in DICOM:
+            return dicom_size(path)
         with Image.open(path, formats=_FORMATS) as image:
             return image.size
     except Exception:  # noqa: BLE001  Pillow raises anything; `decode` names such files

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from adaptkit.data.dicom import DICOM
 from adaptkit.data.listing import Listing
 from adaptkit.data.place import Place, Remote, place
-from adaptkit.errors import DataError
+from adaptkit.errors import DataError, few
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+EXTENSIONS = (*_IMAGES, *DICOM)
 _NAMED = 8  # names that a message lists
 
 
@@ -40,15 +42,21 @@ def list_images(
     """
     root = place(root)
     if isinstance(root, Remote):
-        from adaptkit.data.remote import find_images
+        from adaptkit.data.remote import find_files
 
-        listing: Listing = find_images(root, EXTENSIONS)
+        files: Listing = find_files(root)
     else:
         _require_folder(root)
-        listing = Listing(root, tuple(sorted(_walk(root), key=lambda path: path.as_posix())))
+        files = Listing(root, [Path(file) for file in sorted(_walk(root))])
+    names_of_all = [path.as_posix() for path in files.paths]
+    images = [i for i, name in enumerate(names_of_all) if name.lower().endswith(EXTENSIONS)]
+    if not images:
+        several = "s" if len(files) > 1 else ""
+        others = f", but {len(files):,} other file{several}: {few(names_of_all)}"
+        others = others if len(files) else ""
+        raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)}){others}")
+    listing = files.at(images)
     paths = listing.paths
-    if not paths:
-        raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)})")
     loose = [path for path in paths if len(path.parts) == 1]
     folders = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
     names, note = _class_names(root, folders, loose, classes, outputs)
@@ -122,11 +130,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yield image files below `root`, relative to it, following links but never in a circle."""
-    pending = [(root, frozenset[tuple[int, int]]())]
+def _walk(root: Path) -> Iterator[str]:
+    """Yield the files below `root`, as a/b.png, following links but never in a circle."""
+    pending = [("", frozenset[tuple[int, int]]())]
     while pending:
-        folder, above = pending.pop()
+        below, above = pending.pop()
+        folder = root / below
         try:
             status = folder.stat()
             here = (status.st_dev, status.st_ino)
@@ -136,11 +145,10 @@ def _walk(root: Path) -> Iterator[Path]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    path = folder / entry.name
                     if _is_folder(entry):
-                        pending.append((path, above | {here}))
-                    elif path.suffix.lower() in EXTENSIONS:
-                        yield path.relative_to(root)
+                        pending.append((f"{below}{entry.name}/", above | {here}))
+                    else:
+                        yield below + entry.name
         except OSError as error:
             raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
 

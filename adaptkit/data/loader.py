@@ -4,13 +4,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from adaptkit.data.cache import PixelCache
 from adaptkit.data.folder import list_images
@@ -28,9 +30,9 @@ class _Read(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A batch as its worker sends it: whole tensors, as each one sent costs an open file."""
+    """A batch as its worker sends it: one whole tensor, as each one sent costs an open file."""
 
-    samples: Tensor | None
+    samples: Tensor | NDArray[Any] | None
     reasons: list[str]  # of each sample; "" if it is there
 
 
@@ -119,14 +121,17 @@ class ImageLoader(DataLoader[_Read]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return (batch for _, batch in self.counted() if batch is not None)
+
+    def counted(self) -> Iterator[tuple[int, Any]]:
+        """Yield of how many images each batch was made, and the batch; None where none is left."""
         indices, size = self._indices(), self.batch_size or 1
         kept = {index for index in indices if index in self._cache}
         with closing(self._decoded([i for i in indices if i not in kept])) as decoded:
             for start in range(0, len(indices), size):
                 some = indices[start : start + size]
-                batch = self._batch(some, [self._found(i, decoded, i in kept) for i in some])
-                if batch is not None:
-                    yield batch
+                read = [self._found(i, decoded, i in kept) for i in some]
+                yield len(some), self._batch(some, read)
 
     def _found(self, index: int, decoded: Iterator[_Read], kept: bool) -> _Read:
         if kept:
@@ -234,6 +239,14 @@ class ImageLoader(DataLoader[_Read]):
         """Return the paths of its images, without those that turned out not to be readable."""
         every = self.paths()
         return [every[position] for position in self.kept()]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of its samples as their listing knows them, and of the transform."""
+        known = (
+            self.listing.at(self._indices()).state(),
+            self.transform and self.transform.to_dict(),
+        )
+        return sha256(repr(known).encode()).hexdigest()
 
     def of(self, listing: Listing) -> "ImageLoader":
         """Return a loader of another listing, read in the same way."""
@@ -357,22 +370,39 @@ def _by_processes(data: _Samples, batch_size: int, workers: int) -> Generator[_R
     try:
         for loaded in loader:
             # Out of the memory that is shared with the worker, which is short and costs open files.
-            samples = iter(() if loaded.samples is None else loaded.samples.clone())
+            found = loaded.samples
+            samples = iter(() if found is None else torch.as_tensor(found).clone())
             for reason in loaded.reasons:
                 yield _Read(None if reason else next(samples), reason)
     except RuntimeError as error:
         # An error that a living worker raised reads "Caught ... in DataLoader worker process".
         if not str(error).startswith("DataLoader worker (pid"):
             raise
+        memory = "shared memory" if "Bus error" in str(error) else "memory"
         raise DataError(
-            f"a process that decodes images ended unexpectedly (out of memory?): use fewer "
+            f"a process that decodes images ended unexpectedly (out of {memory}?): use fewer "
             f"workers (now {workers}), or a smaller batch size"
         ) from None
 
 
 def _collate(read: list[_Read]) -> _Loaded:
     samples = [r.sample for r in read if r.sample is not None]
-    return _Loaded(torch.stack(samples) if samples else None, [r.reason for r in read])
+    return _Loaded(_sent(torch.stack(samples)) if samples else None, [r.reason for r in read])
+
+
+def _sent(samples: Tensor) -> Tensor | NDArray[Any]:
+    """Put a worker's batch where the other process sees it, or have it sent through a pipe.
+
+    Shared memory may be small, as the 64 MiB of a container. Were it full only when the batch is
+    being sent, torch would print why, and the other process would wait for ever.
+    """
+    if get_worker_info() is None:
+        return samples
+    try:
+        samples.share_memory_()
+        return samples
+    except RuntimeError:
+        return samples.numpy()
 
 
 def _weights(batch: Any) -> Tensor:

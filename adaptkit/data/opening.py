@@ -12,6 +12,7 @@ from adaptkit.data.listing import Listing
 from adaptkit.data.loader import ImageLoader, check
 from adaptkit.data.manifest import list_manifest
 from adaptkit.data.place import Place, Remote, place
+from adaptkit.data.shards import is_sharded, list_shards
 from adaptkit.data.stored import read_arrays
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
@@ -33,6 +34,8 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     .csv, .tsv, .parquet      with a column "path": a manifest of image files, and if it has them
                               their "label", "domain" and "weight" in the statistics; else a table
                               of features for a model that takes (N, F), with the same columns
+    .tar, or a folder or a    images and what is said of them, as WebDataset keeps them; read where
+    pattern of these          they lie (see `adaptkit.data.shards.list_shards`)
     .npy, .npz, .pt, .pth,    images as pixels, or what the model takes as it is: images, signals
     .safetensors              (N, C, L), features (N, F); see `adaptkit.data.arrays.list_array`
     ========================  =====================================================================
@@ -87,6 +90,8 @@ def listed(
     path = place(path)
     kind = _kind(path)
     known: dict[str, Any] = {"classes": classes, "outputs": outputs}
+    if kind == "shards" and isinstance(path, Path):
+        return list_shards(path, **known)
     if kind == "array":
         return list_array(path, _read(path, read_arrays), pixels=pixels, **known)
     if kind == "table":
@@ -97,21 +102,18 @@ def listed(
 
 
 def shape_of(path: str | Place, *, pixels: bool) -> tuple[int, ...] | None:
-    """Return the shape of samples that are ready for a model; None of images, and of folders.
+    """Return the shape of samples that are ready for a model; None of images.
 
     Raises:
         DataError: what is wrong with the target.
     """
-    return listed(path, pixels=pixels).shape if is_file(place(path)) else None
+    images = _kind(place(path)) in ("folder", "shards")
+    return None if images else listed(path, pixels=pixels).shape
 
 
 def is_file(path: Place) -> bool:
-    """Whether a target is one file; a URL's ending says so.
-
-    Raises:
-        DataError: it is a file of no known kind.
-    """
-    return _kind(path) != "folder"
+    """Whether a target is one file; a URL's ending says so."""
+    return path.is_file() if isinstance(path, Path) else _kind(path) != "folder"
 
 
 def _read(path: Place, reader: Callable[[Path], Any]) -> Any:
@@ -125,11 +127,15 @@ def _read(path: Place, reader: Callable[[Path], Any]) -> Any:
 def _kind(path: Place) -> str:
     suffix = path.suffix.lower()
     if isinstance(path, Remote):
-        known = suffix in (*columns.SUFFIXES, *stored.SUFFIXES, *EXTENSIONS)
-        is_file = is_there = known
+        is_file = is_there = suffix in (*columns.SUFFIXES, *stored.SUFFIXES, *EXTENSIONS)
     else:
-        is_file, is_there = _looked_at(path)
-    if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES):
+        try:
+            is_file, is_there = path.is_file(), path.exists()
+            if is_sharded(path):
+                return "shards"
+        except (OSError, ValueError):  # which list_images names
+            return "folder"
+    if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES, ".tar"):
         raise DataError(f"there is no file {path}")
     if not is_file:
         return "folder"
@@ -141,13 +147,5 @@ def _kind(path: Place) -> str:
         raise DataError(f"{path} is one image: give the folder that it is in")
     raise DataError(
         f"{path} is a file of no known kind: expected a folder of images, a manifest or table "
-        f"({', '.join(columns.SUFFIXES)}), or an array ({', '.join(stored.SUFFIXES)})"
+        f"({', '.join(columns.SUFFIXES)}), an array ({', '.join(stored.SUFFIXES)}), or .tar"
     )
-
-
-def _looked_at(path: Path) -> tuple[bool, bool]:
-    """Return whether a path is that of a file, and whether anything is there."""
-    try:
-        return path.is_file(), path.exists()
-    except (OSError, ValueError):  # which list_images names
-        return False, True

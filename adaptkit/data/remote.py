@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from http import HTTPStatus
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -116,8 +116,8 @@ class _Entry(NamedTuple):
     stamp: str
 
 
-def find_images(root: Remote, extensions: tuple[str, ...]) -> RemoteListing:
-    """Return the images below a folder in the order of their names; hidden ones are passed over.
+def find_files(root: Remote) -> RemoteListing:
+    """Return the files below a folder in the order of their names; hidden ones are passed over.
 
     Raises:
         DataError: there is no such folder, or it cannot be listed, also not after some time.
@@ -134,7 +134,7 @@ def find_images(root: Remote, extensions: tuple[str, ...]) -> RemoteListing:
                 name = above + _name(folder, entry)
                 if entry.is_folder:
                     below.append((f"{name}/", folder.below(f"{entry.raw}/")))
-                elif PurePosixPath(name).suffix.lower() in extensions:
+                else:
                     found[name] = folder.below(entry.raw).url, entry.stamp
         level = below
         if not level:
@@ -155,7 +155,7 @@ def folders_in(root: Remote) -> tuple[list[str], list[str]]:
     """Return the names of the folders in a folder, and those of what lies beside them.
 
     Raises:
-        DataError: as `find_images`.
+        DataError: as `find_files`.
         DependencyError: as there.
     """
     folder = root.as_folder()

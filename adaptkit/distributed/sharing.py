@@ -172,7 +172,7 @@ class _Look:
         if sampler is not None:
             data: Any = loader.dataset  # type: ignore[attr-defined]
             torchs = type(sampler) is DistributedSampler
-            digest = _digest(loader, range(len(data)))
+            digest = digest_of(loader, range(len(data)))
             sampled = range(len(data)) if torchs else [int(i) for i in sampler]
             return cls(digest=digest, sampled=sampled)
         indices = indices_of(loader, seed)
@@ -180,7 +180,7 @@ class _Look:
             return cls()
         every = range(len(indices))
         chosen = every if indices == list(every) else indices
-        return cls(len(indices), _digest(loader, indices), chosen)
+        return cls(len(indices), digest_of(loader, indices), chosen)
 
 
 def _distributed(loader: Iterable[Any]) -> Any:
@@ -193,8 +193,8 @@ def _distributed(loader: Iterable[Any]) -> Any:
     return next((s for s in samplers if isinstance(s, DistributedSampler)), None)
 
 
-def _digest(loader: Any, indices: Sequence[int]) -> str:
-    """Return a digest of a loader's indices, and of some of its samples."""
+def digest_of(loader: Any, indices: Sequence[int]) -> str:
+    """Return a digest of a loader's indices, and of its samples' names, or of some samples."""
     last = len(indices) - 1
     few = (
         sorted({indices[last * i // _LOOKED_AT] for i in range(_LOOKED_AT + 1)}) if indices else []

@@ -3,6 +3,7 @@
 from adaptkit.estimation.bank import DomainBank
 from adaptkit.estimation.certificate import Certificate, certify
 from adaptkit.estimation.online import OnlineAdapter
+from adaptkit.estimation.resuming import Resume
 from adaptkit.estimation.run import Progress, estimate
 from adaptkit.estimation.statistics import Statistics
 
@@ -11,6 +12,7 @@ __all__ = [
     "DomainBank",
     "OnlineAdapter",
     "Progress",
+    "Resume",
     "Statistics",
     "certify",
     "estimate",

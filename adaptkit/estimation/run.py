@@ -5,6 +5,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.merging import Merging
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.probe import Probe, probe
+from adaptkit.estimation.resuming import Ledger, Resume
 from adaptkit.estimation.sample import Sample, Weight, bytes_of, size_of, weights_of
 from adaptkit.estimation.sampling import draw, finite
 from adaptkit.estimation.statistics import Statistics
@@ -59,6 +61,7 @@ def estimate(
     forward: Forward | None = None,
     on_bad: Literal["skip", "raise"] = "skip",
     seed: int = 0,
+    resume: str | Path | Resume | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Estimate a model's normalisation statistics on unlabelled target data, exactly.
@@ -105,6 +108,11 @@ def estimate(
             any other form.
         on_bad: leave out ("skip") a sample that holds NaN or an infinity, or "raise".
         seed: decides which samples are drawn.
+        resume: of mode "stream": a file that every ten seconds or so, and when the pass is stopped,
+            takes down what was found, and is removed when it has ended. If it is there, the pass
+            goes on from it, and ends with the statistics, to the last bit, of one that was not
+            stopped, if samples are the same whenever they are read. `memory` counts where a pass
+            begins. In a job of several processes each has its own (see `Resume`).
         progress: called as ``progress(stage, done, total)``.
 
     Returns:
@@ -115,6 +123,8 @@ def estimate(
             channel only or values that are not finite, batches pass different layers, or an
             argument is out of its range.
         DataError: a batch is of a form that only `forward` could handle.
+        OutputError: the file to resume from cannot be used, or was made from something else: it
+            names what differs.
 
     Source: AdaBN, Li et al. 2016, arXiv 1603.04779.
 
@@ -131,14 +141,35 @@ def estimate(
         )
         if correction is not None and mode == "stream":
             raise EstimationError("Expected a correction with mode 'exact', got 'stream'")
+        if resume is not None and mode != "stream":
+            raise EstimationError(f"Expected resume with mode 'stream', got {mode!r}")
         model, chosen_layers, where = prepared(model, layers, device)
-    alike = {"mode": mode, "samples": samples, "tolerance": tolerance, "prior": prior, "seed": seed}
-    agree(together, model, chosen_layers, alike | {"on_bad": on_bad, "precision": precision})
+    alike: dict[str, Any] = {
+        "mode": mode,
+        "samples": samples,
+        "tolerance": tolerance,
+        "prior": prior,
+        "seed": seed,
+        "on_bad": on_bad,
+        "precision": precision,
+    }
+    agree(together, model, chosen_layers, alike | {"resume": resume is not None})
     chosen = draw(loader, wanted, seed, together)
     dropped: list[int] = []
+    ledger = None
+    batches = chosen.batches
+    if resume is not None:
+        file = resume if isinstance(resume, Resume) else Resume(resume)
+        alike |= {"memory": memory, "forward": forward, "weight": weight}
+        alike["layers"] = list(chosen_layers)
+        with together.united():
+            ledger = Ledger(file, model, batches, alike, where, seed, dropped)
+        batches = ledger.track.raw()
+        file.went_on = sum(together.gather(ledger.held.passed))
+    batches = finite(batches, on_bad, dropped.append)
     sample = Sample(
         together.watched(
-            pieces(finite(chosen.batches, on_bad, dropped.append), where, forward, weight)
+            pieces(ledger.track.noted(batches) if ledger else batches, where, forward, weight)
         ),
         tensors=forward is None,
     )
@@ -158,23 +189,29 @@ def estimate(
         take_first(together, model)
 
         def look() -> tuple[int, int]:
+            if ledger:
+                sample.grow(ledger.held.place.rows)
+                sample.clear()
             sample.grow(1)
-            return sample.count, sum(dropped)
+            return sample.count + (ledger.held.passed if ledger else 0), sum(dropped)
 
         counts = together.together(look)
         if not any(count for count, _ in counts):
             raise EstimationError(no_data(sum(bad for _, bad in counts)))
         if mode == "stream":
-            found = engine.stream(sample, chosen.most)
+            found = engine.stream(sample, chosen.most, ledger)
         else:
             found = engine.exact(sample, chosen.most, tolerance)
-    return replace(
+    statistics = replace(
         found,
         available=chosen.available,
         random=chosen.random,
         dropped=sum(together.gather(sum(dropped))),
         unvisited=tuple(name for name in chosen_layers if name not in found),
     )
+    if resume is not None and resume is not file:
+        file.remove()
+    return statistics
 
 
 @dataclass
@@ -227,17 +264,24 @@ class Engine:
 
         return replace(statistics, limited=any(self.world.together(left_out)))
 
-    def stream(self, sample: Sample, total: int | None) -> Statistics:
+    def stream(self, sample: Sample, total: int | None, ledger: Ledger | None) -> Statistics:
         """Run chunk after chunk in lockstep, each by itself, and pool their moments.
 
         Of several processes each does so by itself, and what they found is pooled at the end.
         """
-        seen, limit = self.look(sample)
+        if any(self.world.gather(sample.count)):
+            seen, limit = self.look(sample)
+        else:  # all had passed when it was stopped
+            seen, limit = Probe((), 0, 0, frozenset()), 0
         chunk = max(2, min(STREAM_CHUNK, limit))
+        if ledger:
+            chunk, self.rows = ledger.sized(self.world, chunk, self.rows)
         fewest = 2 if self.world.size > 1 else 1
 
         def part() -> tuple[dict[str, Moments], int]:
-            own, count = replace(self, world=ALONE)._streamed(sample, seen, chunk, total, fewest)
+            alone = replace(self, world=ALONE)
+            with ledger.kept() if ledger else contextlib.nullcontext():
+                own, count = alone._streamed(sample, seen, chunk, total, fewest, ledger)
             return {name: moments.to("cpu") for name, moments in own.items()}, count
 
         every = self.world.together(part)
@@ -249,10 +293,18 @@ class Engine:
         return Statistics(found, sum(count for _, count in every), mode="stream")
 
     def _streamed(
-        self, sample: Sample, seen: Probe, chunk: int, total: int | None, fewest: int
+        self,
+        sample: Sample,
+        seen: Probe,
+        chunk: int,
+        total: int | None,
+        fewest: int,
+        ledger: Ledger | None,
     ) -> tuple[dict[str, Moments], int]:
-        found: dict[str, Moments] = {}
-        count = 0
+        found = dict(ledger.held.moments) if ledger else {}
+        count = ledger.held.passed if ledger else 0
+        if count and self.progress:
+            self.progress("streaming", count, total)
         while not sample.ended and (total is None or count < total):
             left = chunk if total is None else min(chunk, total - count)
             sample.grow(left)
@@ -263,6 +315,8 @@ class Engine:
                 pool(found, self._lockstep(sample, seen, sample.count))
             count += sample.count
             sample.clear()
+            if ledger:
+                ledger.note(found, count)
             if self.progress:
                 self.progress("streaming", count, total)
         return found, count

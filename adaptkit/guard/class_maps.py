@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional
 
@@ -122,8 +122,8 @@ def _fitted(seen: Floats, maps: Floats) -> MapShares:
 
 def _signed(seen: Floats, maps: Floats) -> tuple[Floats, float, float]:
     columns, wanted = maps.reshape(len(maps), -1).T, seen.ravel()
-    positive, rest = nnls(columns, wanted)
-    negative, worse = nnls(columns, -wanted)
+    positive, rest = scipy.optimize.nnls(columns, wanted)
+    negative, worse = scipy.optimize.nnls(columns, -wanted)
     found, rest, sign = (positive, rest, 1) if rest <= worse else (negative, worse, -1)
     total, whole = float(found.sum()), float(wanted @ wanted)
     if not total or not whole:

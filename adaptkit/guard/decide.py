@@ -1,6 +1,7 @@
 """From a model and unlabelled target data to a decision, and to statistics that follow it."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from adaptkit import norms
 from adaptkit.batches import Forward
 from adaptkit.distributed import world
 from adaptkit.errors import DataError, EstimationError
-from adaptkit.estimation import Progress, Statistics, estimate
+from adaptkit.estimation import Progress, Resume, Statistics, estimate
 from adaptkit.estimation.agreement import blended
 from adaptkit.estimation.precision import Precision
 from adaptkit.estimation.sample import Weight
@@ -146,6 +147,7 @@ def decided_statistics(
     tolerance: float | None = None,
     mode: Literal["exact", "stream"] = "exact",
     prior: float = 0,
+    resume: str | Path | Resume | None = None,
     **options: Any,
 ) -> tuple[Statistics, Statistics | None]:
     """Estimate the statistics that a decision chose.
@@ -157,6 +159,7 @@ def decided_statistics(
         tolerance: not for a choice of "early" or "balanced".
         mode: "stream" is for plain AdaBN alone; all else takes as many samples as "exact" does.
         prior: as for `estimate`.
+        resume: as for `estimate`, where the choice is streamed.
         options: samples, memory, layers, device, precision, forward, weight, on_bad, seed and
             progress.
 
@@ -176,6 +179,7 @@ def decided_statistics(
             mode=mode,
             prior=prior,
             correction=mix,
+            resume=resume if mode == "stream" else None,
             **options,
         )
         given = seen.corrected(mix) if mix else seen

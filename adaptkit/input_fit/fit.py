@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import least_squares
 from torch import Tensor, nn
 
 from adaptkit import norms
@@ -222,7 +222,7 @@ def _fitted(
     own = response.moments(np.ones(parts), np.zeros(parts))[1]
     likely = float(np.exp(np.median(np.log((variance + EPS) / (own + EPS))) / 2))
     tried = [
-        least_squares(
+        scipy.optimize.least_squares(
             residuals, start(likely * factor), loss="soft_l1", f_scale=_ROBUST, x_scale="jac"
         )
         for factor in _STARTS

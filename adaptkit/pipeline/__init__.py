@@ -5,6 +5,7 @@ from adaptkit.pipeline.apply import apply_statistics
 from adaptkit.pipeline.calibrate import Calibrated, calibrate_checkpoint
 from adaptkit.pipeline.common import Outputs
 from adaptkit.pipeline.inspect import Inspection, inspect_checkpoint
+from adaptkit.pipeline.long_run import interruptible
 from adaptkit.pipeline.many import DomainsRun, adapt_domain_folders
 from adaptkit.pipeline.runs import as_text, compare_reports
 from adaptkit.pipeline.shift import ShiftRun, shift_folders
@@ -23,5 +24,6 @@ __all__ = [
     "calibrate_checkpoint",
     "compare_reports",
     "inspect_checkpoint",
+    "interruptible",
     "shift_folders",
 ]

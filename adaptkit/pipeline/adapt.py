@@ -36,6 +36,7 @@ from adaptkit.pipeline.common import (
 )
 from adaptkit.pipeline.holdout import check_holdout, parts
 from adaptkit.pipeline.inputs import fit
+from adaptkit.pipeline.long_run import LongRun
 from adaptkit.pipeline.methods import (
     Adapted,
     adabn,
@@ -115,6 +116,7 @@ def adapt_folder(
     guard: Literal["auto", "off", "report"] = "auto",
     domains: Literal["one", "auto"] = "one",
     input_fit: bool = False,
+    resume: bool = False,
     seed: int = 0,
     force: bool = False,
     skip_bad: bool = False,
@@ -173,6 +175,10 @@ def adapt_folder(
         input_fit: first fit a gain and an offset of the input (`adaptkit.input_fit.fit_input`),
             which undo contrast, brightness and inversion, and record them in the checkpoint's
             transform. It is not AdaBN; the report has its figures apart.
+        resume: go on where a run with mode "stream" was stopped, at whatever moment. Such a run
+            keeps beside `out`, until it has ended, ``<out>.resume`` (see `estimate`) and
+            ``<out>.resume.scores``, of the source model. Where there are none it begins; those of a
+            run on something else are refused.
         seed: decides which images are drawn.
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
@@ -217,6 +223,9 @@ def adapt_folder(
         raise EstimationError(
             "domains are looked for in one process: leave out --domains auto, or torchrun"
         )
+    long_run = LongRun.of(outputs.checkpoint, mode=mode, domains=domains)
+    with together.united():
+        long_run.begin(resume=resume, force=force)
     places = Places(outputs.checkpoint)
     beside = places.all() if domains == "auto" else []
     check_holdout(holdout)
@@ -270,7 +279,9 @@ def adapt_folder(
             return score_and_see(net, images, head, most=SHOWN, seed=seed, progress=watch)
 
     with some_readable(to_score):
-        before, seen_before = evaluated("before", model, to_score)
+        before, seen_before = long_run.scored(
+            checkpoint, model, to_score, arguments, lambda: evaluated("before", model, to_score)
+        )
     refuse_too_many_bad(to_score, skip_bad)
     fitted = None
     if input_fit:
@@ -293,6 +304,7 @@ def adapt_folder(
         if asked:
             found = decide(model, images, calibration=calibration, shares=shares, **alike)
         how = {**alike, "mode": mode, "samples": samples, "tolerance": tolerance}
+        how["resume"] = long_run.resume
         if found is None or guard == guarding.REPORT:
             return found, adabn(model, images, to_score, correction=mix, **how)
         return found, decided(found, model, images, to_score, **how)
@@ -380,6 +392,9 @@ def adapt_folder(
         notes.append("what the guard chose cannot be streamed: the statistics are exact.")
     if tolerance is not None and weighted:
         notes.append("what the guard chose takes no tolerance.")
+    if long_run.resume and long_run.resume.went_on:
+        count = long_run.resume.went_on
+        notes.append(f"went on after {count:,} images of a run that was stopped.")
     if domains == "auto" and not mixed:
         notes.append("the target looks like one domain.")
     if certify and mixed:
@@ -463,6 +478,8 @@ def adapt_folder(
             files = results()
             write_files(files)
             written = tuple(files)
+    with together.united():
+        long_run.end()
     return Run(
         report=found,
         outputs=outputs,

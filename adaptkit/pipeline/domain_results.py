@@ -70,8 +70,16 @@ class Results:
         now["pack_sha256"] = _sha256(pack.read_bytes())
         return all(found[name] == value for name, value in now.items())
 
-    def write(self, row: DomainRow, images: str, pack: bytes | None) -> None:
-        """Write a domain's result, in the place of one that was there; None: it has no pack.
+    def write(
+        self, row: DomainRow, images: str, pack: bytes | None, once: str | None = None
+    ) -> None:
+        """Write a domain's result, in the place of one that was there.
+
+        Args:
+            row: what became of it.
+            images: the state of its files (see `Listing.state`).
+            pack: its statistics; None: it has none.
+            once: the SHA-256 of the pooled pack that it was scored with, if it was.
 
         Raises:
             OutputError: the system refused.
@@ -82,11 +90,31 @@ class Results:
             "made_from": self.made_from,
             "images": images,
             "pack_sha256": None if pack is None else _sha256(pack),
+            "pooled_sha256": once,
             "row": asdict(row),
         }
         if pack is None:
             _remove(self.pack(row.domain))
         write_files({self._record(row.domain): as_json(record), **files})
+
+    def write_again(self, row: DomainRow, once: str | None) -> None:
+        """Write anew what is known of a domain, beside a pack that stays.
+
+        Raises:
+            OutputError: its record is broken, or the system refused.
+        """
+        path = self._record(row.domain)
+        record = {**_read(path), "pooled_sha256": once, "row": asdict(row)}
+        write_files({path: as_json(record)})
+
+    def scored_with(self, domain: str) -> str | None:
+        """Return the SHA-256 of the pooled pack that a domain was scored with, if it was.
+
+        Raises:
+            OutputError: its record is broken.
+        """
+        found: str | None = _read(self._record(domain)).get("pooled_sha256")
+        return found
 
     def row(self, domain: str) -> DomainRow:
         """Return what became of a domain whose result is there.

@@ -1,10 +1,10 @@
-"""A folder of domains to a pack for each and one summary, a domain after the other."""
+"""A target of many domains to a pack for each and one summary, a domain after the other."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint
-from adaptkit.data import ImageLoader, Listing, Place, Remote, is_file, place
+from adaptkit.data import ImageLoader, Place, is_file, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
-from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError, few, shown
+from adaptkit.errors import EstimationError, OutputError
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.run import checked
 from adaptkit.files import check_outputs
@@ -28,15 +28,17 @@ from adaptkit.pipeline.class_shares import AUTO, UNIFORM, known_shares
 from adaptkit.pipeline.common import (
     Progress,
     agree,
+    check_alike,
     command_line,
     refuse_too_many_bad,
     stem,
     versions,
 )
 from adaptkit.pipeline.domain_results import Results
+from adaptkit.pipeline.domain_targets import DomainTargets, Listed, folders_in
 from adaptkit.pipeline.holdout import check_holdout
 from adaptkit.pipeline.methods import check_layers
-from adaptkit.pipeline.one_domain import DomainAdapter
+from adaptkit.pipeline.one_domain import DomainAdapter, reason_of
 from adaptkit.pipeline.opening import (
     Head,
     Said,
@@ -48,12 +50,21 @@ from adaptkit.pipeline.opening import (
     source_files,
     spelled_out,
 )
+from adaptkit.pipeline.pooled import adapt_once, results_of
 from adaptkit.pipeline.runs import answer
 from adaptkit.report.cells import csv
-from adaptkit.report.many import FAILED, DomainRow, domain_frame, page, runs_of, totals
+from adaptkit.report.many import (
+    FAILED,
+    POOLED,
+    DomainRow,
+    against_pooled,
+    domain_frame,
+    page,
+    runs_of,
+    totals,
+    with_figures,
+)
 
-_LONGEST_REASON = 300
-_LONGEST_NAME = 200  # of a domain, to which endings are added
 _MATTERS = (  # arguments that decide about a result; what the checkpoint can say stands apart
     "mode",
     "samples",
@@ -68,10 +79,11 @@ _MATTERS = (  # arguments that decide about a result; what the checkpoint can sa
 
 @dataclass(frozen=True)
 class DomainsRun:
-    """What came of a folder of domains.
+    """What came of a target of many domains.
 
     Args:
         rows: one a domain, in the order of their names.
+        pooled: of all domains as one; None of a single domain.
         details: what the summary's JSON says beside them.
         folder: of the results.
         found: how many domains' results were there already.
@@ -80,6 +92,7 @@ class DomainsRun:
     """
 
     rows: tuple[DomainRow, ...]
+    pooled: DomainRow | None
     details: Mapping[str, Any]
     folder: Path
     found: int
@@ -121,27 +134,35 @@ def adapt_domain_folders(
     progress: Progress | None = None,
     **said: Unpack[Said],
 ) -> DomainsRun:
-    """Adapt a checkpoint to each sub-folder of a folder by itself; write a pack for each.
+    """Adapt a checkpoint to each domain of a target by itself; write a pack for each.
 
-    Each domain's pack is what `adapt_folder` writes for its folder with `stats_only`. It is written
-    as soon as it is known, with a record of what it was made from, so that a run that was stopped
-    goes on where it was: a domain is left as it is if its pack is there, made from the same
-    checkpoint with the same arguments, and its images have the same names, sizes and times of
-    change. (`batch_size`, `workers`, `device`, `memory` and `skip_bad` may differ.) A domain that
-    fails does not stop the others, and is tried again the next time.
+    Each domain's pack is what `adapt_folder` writes for its samples with `stats_only`. It is
+    written as soon as it is known, with a record of what it was made from, so that a run that was
+    stopped goes on where it was: a domain is left as it is if its pack is there, made from the same
+    checkpoint with the same arguments, and its files have the same names, sizes and times of
+    change, its rows the same labels and weights. (`batch_size`, `workers`, `device`, `memory` and
+    `skip_bad` may differ.) A domain that fails does not stop the others, and is tried again the
+    next time.
+
+    Beside them is the pooled result, of all domains as one: a pack that `adapt_folder` would write
+    for all their samples. Every domain is scored with it too, to show what its own is worth. It is
+    of as many samples as one domain's is at most, drawn from all domains that can be listed, and is
+    made anew where those have changed; if its pack is then another one, every domain is scored with
+    it again.
 
     In a job of several processes (see `adaptkit.distributed`) call it in each, with the same
-    arguments and folders. Each takes the next domain whenever it is done with one, and works on it
-    alone; the first one writes the summary.
+    arguments and target. Each takes the next domain whenever it is done with one, and works on it
+    alone; the first one makes the pooled pack and writes the summary.
 
     Args:
         source: a checkpoint file; never written.
         target: a folder; each folder in it is a domain, read as `adapt_folder` reads its target.
-            Hidden ones are passed over, and so are files. Or a file of samples that says of each
-            which domain it is of (see `adaptkit.data.open`).
+            Hidden ones are passed over, and so are files. Or a file with a column or an array
+            "domain", which says of each sample which one it is of (see `adaptkit.data.open`).
         out: the folder for the results, by default ``<source stem>-domains`` in the current folder;
             made if it is missing. In it ``<domain>.safetensors``, the pack, and
-            ``<domain>.domain.json``, the record, for each domain, and of all ``summary.csv``,
+            ``<domain>.domain.json``, the record, for each domain, the same two of all as one in the
+            folder ``pooled`` (where no domain's can lie), and of all ``summary.csv``,
             ``summary.json`` and ``summary.html``.
         device: as for `adapt_folder`, like all that follow.
         batch_size: as there.
@@ -160,7 +181,7 @@ def adapt_domain_folders(
         seed: as there; the same for every domain.
         force: make every domain's result anew, also in the place of what is none.
         skip_bad: as there.
-        progress: called as ``progress("domains", done, total)``.
+        progress: called as ``progress(stage, done, total)``, with "listing" or "domains".
         said: as there.
 
     Raises:
@@ -178,25 +199,34 @@ def adapt_domain_folders(
         autocast(precision, where)  # which refuses what is unknown
         folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
         of_column = is_file(target)
-        domains, notes = ([], []) if of_column else _domains_in(target)
+        names, notes = ([], []) if of_column else folders_in(target)
         _check_folder(folder, target)
         checkpoint = open_checkpoint(source, **said)
         check_layers(checkpoint)
         norm_layers(checkpoint.model.to(where), layers)  # which refuses names that are none
         head = head_of(checkpoint, target)
-        how = batch_size, workers
-        as_one = open_samples(checkpoint, head, target, *how) if of_column else None
-        members = {} if as_one is None else _members(as_one.listing)
-        domains = domains or sorted(members)
-    agree(together, checkpoint, arguments | {"domains": domains}, {"the target": as_one})
-    calibration, shares, why_not = _known(checkpoint, head, arguments, progress)
+
+        def opened(path: Place) -> ImageLoader:
+            return open_samples(checkpoint, head, path, batch_size, workers)
+
+        targets = (
+            DomainTargets.of_column(target, opened)
+            if of_column
+            else DomainTargets(target, names, opened)
+        )
+        domains = targets.names
+    agree(together, checkpoint, arguments | {"domains": domains}, {"the target": targets.as_one})
+    calibration, shares, why_not = _known(checkpoint, head, arguments, targets, progress)
     notes = [*notes_on(checkpoint, head), *filter(None, [why_not]), *notes]
     results = Results(folder, _made_from(checkpoint, arguments, shares))
     with together.united():
         if together.rank == 0:
             results.check(domains, force=force)
+            results_of(results).check([POOLED], force=force)
             read = [*checkpoint.files, *source_files(said), *_shares_file(class_shares)]
-            _make_folder(folder, read)
+            _make_folder(
+                folder, [*read, *([target] if of_column and isinstance(target, Path) else [])]
+            )
     adapter = DomainAdapter(
         model=checkpoint.model,
         head=head,
@@ -217,20 +247,27 @@ def adapt_domain_folders(
         skip_bad=skip_bad,
     )
 
-    def opened(domain: str) -> ImageLoader:
-        if as_one is None:
-            below = target / domain
-            where = below.as_folder() if isinstance(below, Remote) else below
-            return open_samples(checkpoint, head, where, *how)
-        return as_one.of(as_one.listing.at(members[domain]))
-
-    def watch(number: int) -> None:
+    def watch(stage: str, number: int) -> None:
+        together.beat()
         if progress:
-            progress("domains", number + 1, len(domains))
+            progress(stage, number + 1, len(domains))
 
+    parts = together.together(
+        lambda: _listed(targets, together.deal(len(domains)), partial(watch, "listing"))
+    )
+    listed = {name: known for part in parts for name, known in part.items() if known}
+    base = checkpoint.fingerprint()
+    pooled = None
+    with together.united():
+        if together.rank == 0:
+            pooled = adapt_once(targets, listed, adapter, results_of(results), base, force)
+    pooled = together.first(pooled)
+    adapter = replace(adapter, once=None if pooled is None else pooled.once)
     with together.united():
         mine = together.deal(len(domains))
-        own = _adapt_each(domains, mine, opened, adapter, results, checkpoint, force, watch)
+        own = _adapt_each(
+            targets, mine, listed, adapter, results, base, force, partial(watch, "domains")
+        )
     # Not by way of the files: those of another machine may be seen there only after a while.
     every = together.gather(own)
     done = {row.domain: row for part, _ in every for row in part}
@@ -239,11 +276,16 @@ def adapt_domain_folders(
 
     def summed_up() -> DomainsRun:
         rows = tuple(done[name] for name in domains)
-        about = _details(line, arguments, folder, checkpoint, head, where, notes)
-        details = {**about, "processes": together.size, **_all_of(rows)}
-        words = answer(runs_of(rows), "domain")
-        written = results.write_summary(details, csv(domain_frame(rows)), page(rows, words, line))
-        return DomainsRun(rows, details, folder, found, written, words)
+        all_as_one = None if pooled is None else with_figures(pooled.row, rows, pooled.names)
+        about = _details(line, arguments, folder, checkpoint, head, targets, where, notes)
+        details = {**about, "processes": together.size, **_all_of(rows, all_as_one)}
+        said = answer(runs_of(rows), "domain"), against_pooled(rows, all_as_one)
+        words = " ".join(filter(None, said))
+        table = csv(domain_frame([*rows, *([all_as_one] if all_as_one else [])]))
+        written = results.write_summary(
+            details, table, page(rows, all_as_one, words, line, of=about["of"])
+        )
+        return DomainsRun(rows, all_as_one, details, folder, found, written, words)
 
     with together.united():
         run = summed_up() if together.rank == 0 else None
@@ -252,13 +294,28 @@ def adapt_domain_folders(
     return first
 
 
+def _listed(
+    targets: DomainTargets, mine: Iterable[int], watch: Callable[[int], None]
+) -> dict[str, Listed | None]:
+    """Return what is known of each domain of these numbers; None where it cannot be listed."""
+    found: dict[str, Listed | None] = {}
+    for number in mine:
+        name = targets.names[number]
+        try:
+            found[name] = targets.listed(name)
+        except Exception:  # noqa: BLE001  what it was is said when the domain is adapted to
+            found[name] = None
+        watch(number)
+    return found
+
+
 def _adapt_each(
-    domains: Sequence[str],
+    targets: DomainTargets,
     mine: Iterable[int],
-    opened: Callable[[str], ImageLoader],
+    listed: Mapping[str, Listed],
     adapter: DomainAdapter,
     results: Results,
-    checkpoint: Checkpoint,
+    base: str,
     force: bool,
     watch: Callable[[int], None],
 ) -> tuple[list[DomainRow], int]:
@@ -267,39 +324,39 @@ def _adapt_each(
     Returns:
         What became of each, and how many were there.
     """
-    base = checkpoint.fingerprint()
+    once = None if adapter.once is None else adapter.once.sha256
     rows: list[DomainRow] = []
     found = 0
     for number in mine:
-        name = domains[number]
+        name = targets.names[number]
+        state = listed[name].state if name in listed else ""
         start = time.perf_counter()
-        images, pack = "", None
+        there, current, pack = False, False, None
         try:
-            loader = opened(name)
-            images = loader.listing.state()
-            there = not force and results.holds(name, images)
-            if not there:
+            there = not force and name in listed and results.holds(name, state)
+            current = there and results.scored_with(name) == once
+            if there:
+                row = results.row(name)
+            if not current:
+                loader = targets.loader(name)
                 with alone():
-                    row, statistics = adapter.adapt(name, loader)
-                pack = statistics.to_bytes(base=base)
-                row = replace(row, pack=results.pack(name).name)
+                    if there:
+                        row = adapter.with_once(row, loader)
+                    else:
+                        row, statistics = adapter.adapt(name, loader)
+                        pack = statistics.to_bytes(base=base)
         except Exception as error:  # noqa: BLE001  models, images and disks fail in any way
-            there, row, pack = False, DomainRow(name, FAILED, error=_reason(error)), None
-        if there:
-            found += 1
-            row = results.row(name)
-        else:
-            row = replace(row, seconds=round(time.perf_counter() - start, 3))
-            results.write(row, images, pack)
+            row, there, current = DomainRow(name, FAILED, error=reason_of(error)), False, False
+        if there and not current:
+            results.write_again(row, once)
+        elif not there:
+            path = "" if pack is None else results.pack(name).name
+            row = replace(row, pack=path, seconds=round(time.perf_counter() - start, 3))
+            results.write(row, state, pack, once)
+        found += there
         rows.append(row)
         watch(number)
     return rows, found
-
-
-def _reason(error: Exception) -> str:
-    """Return an error as one line; of what is none of ours, also its kind."""
-    text = " ".join(str(error).split())[:_LONGEST_REASON]
-    return text if isinstance(error, AdaptkitError) else f"{type(error).__name__} {text}".strip()
 
 
 def _check(arguments: Mapping[str, Any]) -> None:
@@ -315,56 +372,6 @@ def _check(arguments: Mapping[str, Any]) -> None:
             "of many domains none is compared with source data, which would calibrate the guard, "
             "and that is off: leave it out"
         )
-
-
-def _domains_in(target: Place) -> tuple[list[str], list[str]]:
-    """Return the names of a folder's folders, and a note on what lies beside them."""
-    if isinstance(target, Remote):
-        from adaptkit.data.remote import folders_in
-
-        names, beside = folders_in(target)
-    else:
-        names, beside = _folders_in(target)
-    if not names:
-        raise DataError(f"{target} holds no folders: expected one for each domain")
-    files = f"{len(beside):,} file{'' if len(beside) == 1 else 's'}"
-    note = f"{files} beside the domains' folders passed over: {few(sorted(beside))}."
-    return sorted(names), [note] if beside else []
-
-
-def _folders_in(target: Path) -> tuple[list[str], list[str]]:
-    names: list[str] = []
-    beside: list[str] = []
-    try:
-        with os.scandir(target) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (names if entry.is_dir() else beside).append(entry.name)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise DataError(f"there is no folder {target}") from None
-    except OSError as error:
-        raise DataError(f"cannot read the folder {target}: {error.strerror}") from None
-    return names, beside
-
-
-def _members(listing: Listing) -> dict[str, list[int]]:
-    """Return the places of each domain's samples, by the column of a manifest.
-
-    Raises:
-        DataError: it has none, or a domain's name cannot be that of a file.
-    """
-    if listing.domains is None:
-        raise DataError(
-            f"{listing.source} says of no sample which domain it is of: name a column "
-            f"'domain', or give a folder of folders"
-        )
-    found: dict[str, list[int]] = {}
-    for number, name in enumerate(listing.domains):
-        found.setdefault(name, []).append(number)
-    for name in found:
-        if name.startswith(".") or Path(name).name != name or len(name) > _LONGEST_NAME:
-            raise DataError(f"{listing.source}: domain {shown(name)} cannot be the name of a file")
-    return found
 
 
 def _check_folder(folder: Path, target: Place) -> None:
@@ -394,7 +401,11 @@ def _shares_file(class_shares: str | Path) -> list[Path]:
 
 
 def _known(
-    checkpoint: Checkpoint, head: Head, arguments: Mapping[str, Any], progress: Progress | None
+    checkpoint: Checkpoint,
+    head: Head,
+    arguments: Mapping[str, Any],
+    targets: DomainTargets,
+    progress: Progress | None,
 ) -> tuple[Calibration | None, Tensor | None, str]:
     """Return what is known of the model's own domain, the domains' class shares, and a note."""
     given, source_data = arguments["class_shares"], arguments["source_data"]
@@ -404,6 +415,8 @@ def _known(
     if source_data:
         how = arguments["batch_size"], arguments["workers"]
         of_source = open_samples(checkpoint, head, source_data, *how)
+        if targets.as_one is not None:
+            check_alike(of_source, targets.as_one)
     calibration, why_not = guarding.known_calibration(
         checkpoint,
         checkpoint.model,
@@ -456,6 +469,7 @@ def _details(
     folder: Path,
     checkpoint: Checkpoint,
     head: Head,
+    targets: DomainTargets,
     where: torch.device,
     notes: Sequence[str],
 ) -> dict[str, Any]:
@@ -474,13 +488,15 @@ def _details(
             "adapted": checkpoint.adapted,
         },
         "outputs": {"kind": head.kind, "classes": head.size},
-        "prepared": preparation(checkpoint),
+        "of": "images" if targets.shape is None else "samples",
+        "prepared": preparation(checkpoint, targets.shape),
         "transductive": None
         if arguments["holdout"]
-        else "the images that were scored include those that were adapted to",
+        else "what was scored includes what was adapted to",
         "notes": list(notes),
     }
 
 
-def _all_of(rows: Sequence[DomainRow]) -> dict[str, Any]:
-    return {"totals": totals(rows), "rows": [asdict(row) for row in rows]}
+def _all_of(rows: Sequence[DomainRow], pooled: DomainRow | None) -> dict[str, Any]:
+    of_all = None if pooled is None else asdict(pooled)
+    return {"totals": totals(rows), "rows": [asdict(row) for row in rows], "pooled": of_all}

@@ -37,6 +37,7 @@ _OF_ADABN = (  # arguments of adapt_folder that adain has no use for
     "guard",
     "domains",
     "input_fit",
+    "resume",
 )
 
 

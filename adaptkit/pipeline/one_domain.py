@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptkit.data import ImageLoader
+from adaptkit.errors import AdaptkitError
 from adaptkit.estimation import DomainBank, Statistics
+from adaptkit.estimation.run import DEFAULT_SAMPLES
 from adaptkit.estimation.statistics import as_fields
 from adaptkit.guard import Calibration, Decision, decide, decided_statistics
 from adaptkit.guard.ways import Corrected, Full
@@ -24,7 +25,23 @@ from adaptkit.pipeline.scoring import Scores, of_classes, score
 from adaptkit.pipeline.shift import some_readable
 from adaptkit.report.many import ADAPTED, KEPT, DomainRow
 
+_LONGEST_REASON = 300
 _OF_DECIDING = ("prior", "memory", "layers", "precision", "seed")
+
+
+@dataclass(frozen=True)
+class Once:
+    """Statistics of all domains as one, which each is scored with beside its own.
+
+    Args:
+        statistics: of them.
+        status: "adapted", or "kept" where they are the source's.
+        sha256: of their pack.
+    """
+
+    statistics: Statistics
+    status: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,7 @@ class DomainAdapter:
         options: of `decided_statistics`.
         holdout: the share of a domain's images that are scored but not adapted to.
         skip_bad: go on even if more than a tenth of a domain's images cannot be read.
+        once: what domains are scored with beside their own statistics, if anything.
     """
 
     model: nn.Module
@@ -50,6 +68,7 @@ class DomainAdapter:
     options: Mapping[str, Any]
     holdout: float
     skip_bad: bool
+    once: Once | None = None
 
     def adapt(self, name: str, loader: ImageLoader) -> tuple[DomainRow, Statistics]:
         """Return what became of a domain, and what the model is to store for it.
@@ -61,26 +80,68 @@ class DomainAdapter:
             to_adapt, to_score = parts(loader, self.holdout, self.options["seed"])
             before = score(self.model, to_score, self.head)
             refuse_too_many_bad(to_score, self.skip_bad)
-            decision, seen, applied = self._statistics(to_adapt)
+            row, pack = self._estimated(name, to_adapt)
         refuse_too_many_bad(loader, self.skip_bad)
-        pack, after = as_stored(self.model, seen) if applied is None else applied, before
-        if applied is not None:
-            bank = DomainBank(self.model)
-            bank.add(name, pack)
-            with bank.domain(name) as adapted:
-                after = score(adapted, to_score, self.head)
+        after = before if row.status == KEPT else self._scored(pack, to_score)
+        row = replace(
+            row, images=len(loader.listing), skipped=len(loader.skipped), **_figures(before, after)
+        )
+        return self._with_once(row, to_score), pack
+
+    def with_once(self, row: DomainRow, loader: ImageLoader) -> DomainRow:
+        """Return a domain's row with its figures of `once` anew, all else as it was.
+
+        Raises:
+            AdaptkitError: what is wrong with its images.
+        """
+        with some_readable(loader):
+            return self._with_once(row, parts(loader, self.holdout, self.options["seed"])[1])
+
+    def adapt_once(self, name: str, loader: ImageLoader) -> tuple[DomainRow, Statistics]:
+        """Return what became of several domains' samples as of one, which are not scored.
+
+        Raises:
+            AdaptkitError: what is wrong with its images.
+        """
+        with some_readable(loader):
+            row, pack = self._estimated(name, loader)
+        return replace(row, skipped=len(loader.skipped)), pack
+
+    @property
+    def most(self) -> int | None:
+        """How many samples statistics are taken from at most; None for all."""
+        samples, tolerance = self.options["samples"], self.options["tolerance"]
+        given = None if samples == "all" else samples
+        return DEFAULT_SAMPLES if samples is None and tolerance is None else given
+
+    def _estimated(self, name: str, to_adapt: ImageLoader) -> tuple[DomainRow, Statistics]:
+        """Return a row without figures, and what the model is to store."""
+        decision, seen, applied = self._statistics(to_adapt)
         row = DomainRow(
             domain=name,
             status=KEPT if applied is None else ADAPTED,
-            images=len(loader.listing),
-            skipped=len(loader.skipped),
             samples=seen.samples,
             choice=None if decision is None else decision.choice,
             severity=None if decision is None else _finite(decision.figures.get("severity")),
             largest_error=None if applied is None else as_fields(seen)["largest_error"],
-            note=loader.listing.note,
+            note=to_adapt.listing.note,
         )
-        return replace(row, **_figures(before, after)), pack
+        return row, as_stored(self.model, seen) if applied is None else applied
+
+    def _scored(self, statistics: Statistics, to_score: ImageLoader) -> Scores:
+        bank = DomainBank(self.model)
+        bank.add("domain", statistics)
+        with bank.domain("domain") as adapted:
+            return score(adapted, to_score, self.head)
+
+    def _with_once(self, row: DomainRow, to_score: ImageLoader) -> DomainRow:
+        confidence = accuracy = None
+        if self.once is not None and self.once.status == KEPT:
+            confidence, accuracy = row.confidence_before, row.accuracy_before
+        elif self.once is not None:
+            scores = self._scored(self.once.statistics, to_score)
+            confidence, accuracy = _confidence(scores), _accuracy(scores)
+        return replace(row, confidence_pooled=confidence, accuracy_pooled=accuracy)
 
     def _statistics(
         self, images: ImageLoader
@@ -108,28 +169,38 @@ class DomainAdapter:
         return Decision(way, "corrected", (), {}, shares, True, 0)
 
 
+def reason_of(error: Exception) -> str:
+    """Return an error as one line; of what is none of ours, also its kind."""
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    return text if isinstance(error, AdaptkitError) else f"{type(error).__name__} {text}".strip()
+
+
 def _figures(before: Scores, after: Scores) -> dict[str, Any]:
     """Return what a row says of two evaluations of the same images."""
-    if before is None or after is None:
-        return {}
     found = {
-        "confidence_before": _mean(before.confidence),
-        "confidence_after": _mean(after.confidence),
+        "confidence_before": _confidence(before),
+        "confidence_after": _confidence(after),
+        "accuracy_before": _accuracy(before),
+        "accuracy_after": _accuracy(after),
     }
     first, second = of_classes(before), of_classes(after)
     if first is None or second is None or first.correct is None or second.correct is None:
         return found
-    return {
-        **found,
-        "accuracy_before": first.accuracy,
-        "accuracy_after": second.accuracy,
-        "p_value": proportion_change(first.correct, second.correct).p_value,
-    }
+    return {**found, "p_value": proportion_change(first.correct, second.correct).p_value}
 
 
-def _mean(values: NDArray[np.float64]) -> float | None:
-    known = values[np.isfinite(values)]
+def _confidence(scores: Scores) -> float | None:
+    """Return the mean confidence; None where there is none."""
+    if scores is None:
+        return None
+    known = scores.confidence[np.isfinite(scores.confidence)]
     return float(known.mean()) if len(known) else None
+
+
+def _accuracy(scores: Scores) -> float | None:
+    """Return the accuracy of a classifier on labelled images; else None."""
+    found = of_classes(scores)
+    return None if found is None or found.correct is None else found.accuracy
 
 
 def _finite(value: float | None) -> float | None:

@@ -4,15 +4,9 @@ import warnings
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor
 
 from adaptkit.shift.result import LEAST_P, Floats, Sample, ShiftResult, checked, wide
@@ -55,6 +49,8 @@ def proxy_a_distance(x: Sample, y: Sample, *, seed: int = 0) -> ShiftResult:
     >>> float(proxy_a_distance(rng.normal(0, 1, (50, 1)), rng.normal(20, 1, (50, 1))))
     2.0
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     a, b = checked(x, y, least=2 * _FOLDS)
     rows, domain, same = _together(a, b, seed)
     if not np.ptp(rows, axis=0).any():  # all rows are equal: nothing tells the domains apart
@@ -98,6 +94,9 @@ def c2st_auc(x: Sample, y: Sample, *, seed: int = 0) -> ShiftResult:
     >>> result.value, result.p_value < 1e-6
     (1.0, True)
     """
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold
+
     a, b = checked(x, y, least=2 * _FOLDS)
     rows, domain, same = _together(a, b, seed)
     if not np.ptp(rows, axis=0).any():
@@ -106,7 +105,7 @@ def c2st_auc(x: Sample, y: Sample, *, seed: int = 0) -> ShiftResult:
     train, test = next(halves.split(rows, domain, same))
     scores = _fitted(rows[train], domain[train]).decision_function(rows[test])
     of_x, of_y = scores[domain[test] == 0], scores[domain[test] == 1]
-    test_result = stats.mannwhitneyu(of_y, of_x, alternative="greater")
+    test_result = scipy.stats.mannwhitneyu(of_y, of_x, alternative="greater")
     p_value = max(float(test_result.pvalue), LEAST_P) if np.ptp(scores) > 0 else 1.0
     return ShiftResult(float(roc_auc_score(domain[test], scores)), p_value, len(a), len(b))
 
@@ -134,6 +133,11 @@ def _together(x: Tensor, y: Tensor, seed: int) -> tuple[Floats, NDArray[np.int64
 
 
 def _fitted(rows: Floats, domain: NDArray[np.int64]) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
     model = make_pipeline(
         StandardScaler(),
         FunctionTransformer(_with_squares),

@@ -4,7 +4,7 @@ import warnings
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 from torch import Tensor
 
 from adaptkit.errors import DataError
@@ -48,7 +48,7 @@ def ks_fraction(x: Sample, y: Sample, *, level: float = 0.05) -> ShiftResult:
     if not 0 < level < 1:
         raise DataError(f"Expected level to be between 0 and 1, got {level}")
     p_values = [_p_value(a[:, i], b[:, i]) for i in range(a.shape[1])]
-    adjusted = stats.false_discovery_control(np.clip(p_values, 0, 1))
+    adjusted = scipy.stats.false_discovery_control(np.clip(p_values, 0, 1))
     found = float(np.mean(adjusted <= level))
     return ShiftResult(found, float(adjusted.min()), len(a), len(b))
 
@@ -58,5 +58,5 @@ def _p_value(x: Tensor, y: Tensor) -> float:
     with warnings.catch_warnings():
         # That it took the asymptotic p-value, as it does where the exact one overflows.
         warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful")
-        found = stats.ks_2samp(wide(x).numpy(), wide(y).numpy(), method=method)
+        found = scipy.stats.ks_2samp(wide(x).numpy(), wide(y).numpy(), method=method)
     return max(float(found.pvalue), LEAST_P)

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from adaptkit.report.charts.chart import Chart, Floats, Panel, Series
 
@@ -30,6 +29,8 @@ def projection_chart(
     Returns:
         None for fewer than three images or features, or where they do not vary.
     """
+    from sklearn.decomposition import PCA
+
     before, after = before[:POINTS], after[:POINTS]
     given = source is not None and len(source) > 2
     base = source[:POINTS] if given and source is not None else np.concatenate([before, after])
