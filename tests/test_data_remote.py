@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from served import Fault, Served, served
 
 from adaptkit import AdaptkitError, DataError, Transform, data
 from adaptkit.data import ImageLoader, Listing, Remote, place, remote
+from adaptkit.data.chained import chained
 from adaptkit.errors import DependencyError
 
 GREY = Transform((8, 8), 1, (0.5,), (0.5,))
@@ -373,6 +375,32 @@ def test_manifests_arrays_and_tables_are_fetched_once(
         assert opened(where).listing.state() == opened(where).listing.state()  # type: ignore[arg-type]
 
 
+def test_tar_files_are_fetched_whole_and_have_no_name_then(
+    folder: Path, web: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    for n in range(2):
+        with tarfile.open(folder / f"a-{n}.tar", "w") as archive:
+            for i in range(3):
+                for name, content in ((f"{i}.png", as_png(3 * n + i)), (f"{i}.cls", b"%d" % n)):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    (folder / "b.tar").write_bytes(b"nothing" * 100)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    for name in ("a-1.tar", "a-{0..1}.tar"):
+        for workers in (0, 2):
+            assert_alike(opened(web.url + name, workers=workers), opened(folder / name))
+        assert not list(temporary.iterdir())
+    assert web.asked[:2] == ["/a-1.tar"] * 2
+    assert sorted(web.asked[2:]) == ["/a-0.tar"] * 2 + ["/a-1.tar"] * 2
+    with pytest.raises(DataError, match=f"^there is no {web.url}a-2.tar$"):
+        opened(web.url + "a-{0..2}.tar")
+    with pytest.raises(DataError, match=f"^{web.url}b.tar is no tar file$"):
+        opened(web.url + "b.tar")
+
+
 def test_a_manifest_here_may_name_urls(folder: Path, web: Served) -> None:
     secret = web.url.replace("://", "://me:hunter2@")
     rows = [
@@ -397,6 +425,24 @@ def test_urls_that_look_alike_are_told_apart(folder: Path, web: Served) -> None:
     (folder / "list.csv").write_text("\n".join(["path", *rows]))
     found = data.listed(folder / "list.csv")
     assert len(set(found.paths)) == 2
+
+
+def test_listings_from_anywhere_can_be_one(folder: Path, web: Served) -> None:
+    parts = {name: opened(web.url + "images").listing for name in ("a", "b")}
+    parts["c"] = data.listed(folder / "images").at([5, 2])
+    found = chained(folder, parts)
+    assert len(found) == 14
+    assert found.paths[12] == Path("c/dog/5.png")
+    assert found.at_once == remote.AT_ONCE
+    some = found.at([13, 0])
+    assert [path.as_posix() for path in some.paths] == ["c/cat/2.png", "a/cat/0.png"]
+    for index, due in enumerate((picture(2), picture(0))):
+        image = some.read(index)
+        assert isinstance(image, Image.Image)
+        assert image.tobytes() == due.tobytes()
+    assert some.sizes([1]) == [(8, 9)]
+    assert some.state() != found.state()
+    assert some.contents() != found.contents()
 
 
 def test_a_manifest_elsewhere_names_nothing_here(folder: Path, web: Served) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptkit.data import columns, stored
+from adaptkit.data import columns, shards, stored
 from adaptkit.data.arrays import list_array, list_table
 from adaptkit.data.columns import PATH, read_columns
 from adaptkit.data.folder import EXTENSIONS, list_images
@@ -90,7 +90,7 @@ def listed(
     path = place(path)
     kind = _kind(path)
     known: dict[str, Any] = {"classes": classes, "outputs": outputs}
-    if kind == "shards" and isinstance(path, Path):
+    if kind == "shards":
         return list_shards(path, **known)
     if kind == "array":
         return list_array(path, _read(path, read_arrays), pixels=pixels, **known)
@@ -127,6 +127,8 @@ def _read(path: Place, reader: Callable[[Path], Any]) -> Any:
 def _kind(path: Place) -> str:
     suffix = path.suffix.lower()
     if isinstance(path, Remote):
+        if suffix and path.name.lower().endswith(shards.SUFFIXES):
+            return "shards"
         is_file = is_there = suffix in (*columns.SUFFIXES, *stored.SUFFIXES, *EXTENSIONS)
     else:
         try:

@@ -32,6 +32,7 @@ from adaptkit.errors import AdaptkitError, DataError, DependencyError
 T = TypeVar("T")
 
 AT_ONCE = 16  # requests: what they take is mostly waiting
+_FILES_AT_ONCE = 4  # large ones
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each further try, more or less
 CONNECTING, SILENT, LONGEST = 10.0, 30.0, 300.0  # seconds: until there is an answer, without a
 # byte, and for all of an image
@@ -197,7 +198,7 @@ def read_file(where: Remote, reader: Callable[[Path], T]) -> T:
     """
     kept = f"{reader.__module__}.{reader.__qualname__}"
     if kept not in where.held:
-        with _fetched(where) as file:
+        with fetched([where]) as (file,):
             where.held[kept] = reader(file)
     found: T = where.held[kept]
     return found
@@ -214,24 +215,38 @@ def stamp_of(where: Remote) -> str:
 
 
 @contextmanager
-def _fetched(where: Remote) -> Iterator[Path]:
+def fetched(places: Sequence[Remote]) -> Iterator[list[Path]]:
+    """Fetch files for the time of a block; what is said of them there is said of their URLs.
+
+    Raises:
+        DataError: one cannot be fetched, also not after some time.
+        DependencyError: what reads the protocol is not installed.
+    """
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
-        file = Path(folder, f"fetched{where.suffix.lower()}")
+        files = [Path(folder, f"{n}{where.suffix.lower()}") for n, where in enumerate(places)]
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            list(pool.map(_fetch, places, files))
         try:
-            files = _filesystem(where)
-            path = files._strip_protocol(where.url)
-            # However long it takes, if only something comes: it may be large.
-            _patiently(lambda: files.get_file(path, str(file)))
-        except AdaptkitError:
-            raise
-        except FileNotFoundError:
-            raise DataError(f"there is no {where}") from None
-        except Exception as error:  # noqa: BLE001  each file system raises its own
-            raise DataError(f"cannot fetch {where}: {_reason(error)}") from None
-        try:
-            yield file
+            yield files
         except AdaptkitError as error:
-            raise type(error)(str(error).replace(str(file), str(where))) from None
+            text = str(error)
+            for file, where in zip(files, places, strict=True):
+                text = text.replace(str(file), str(where))
+            raise type(error)(text) from None
+
+
+def _fetch(where: Remote, file: Path) -> None:
+    try:
+        files = _filesystem(where)
+        path = files._strip_protocol(where.url)
+        # However long it takes, if only something comes: it may be large.
+        _patiently(lambda: files.get_file(path, str(file)))
+    except AdaptkitError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"there is no {where}") from None
+    except Exception as error:  # noqa: BLE001  each file system raises its own
+        raise DataError(f"cannot fetch {where}: {_reason(error)}") from None
 
 
 _filesystems: dict[tuple[int, str, str], Any] = {}

@@ -19,6 +19,7 @@ from adaptkit.data.decode import decode, image_size
 from adaptkit.data.folder import EXTENSIONS
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
+from adaptkit.data.place import Place, Remote, without_secrets
 from adaptkit.data.tar import Member, members
 from adaptkit.errors import DataError, few
 
@@ -38,13 +39,24 @@ class _Files:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._open: dict[int, int] = {}
+        self._held = False
 
     def __reduce__(self) -> tuple[type["_Files"], tuple[Sequence[Path]]]:
+        if self._held:
+            raise DataError(
+                "tar files from a URL are read by processes that are forked: leave out --workers"
+            )
         return _Files, (self.paths,)
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+
+    def hold(self) -> None:
+        """Open all, so that they can be read when they have no name any more."""
+        for number in range(len(self.paths)):
+            self.read(number, 0, 0)
+        self._held = True
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return bytes of a file."""
@@ -71,15 +83,17 @@ class ShardListing(Listing):
         files: the tar files.
         where: shape (N, 3), int64: of each image its file, and its offset and size in it.
         reasons: why an image cannot be had, by its index.
+        stamp: what is said of the size and time of change of files from elsewhere.
     """
 
-    given: Path = Path()
+    given: Place = Path()
     files: _Files = field(default_factory=lambda: _Files(()), repr=False)
     where: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64), repr=False)
     reasons: Mapping[int, str] = field(default_factory=dict, repr=False)
+    stamp: str = ""
 
     @property
-    def source(self) -> Path:
+    def source(self) -> Place:
         """The tar file, the folder or the pattern, for messages."""
         return self.given
 
@@ -112,7 +126,7 @@ class ShardListing(Listing):
         digest = hashlib.sha256(repr((self.labels, self.weights)).encode())
         for path in self.paths:
             digest.update(os.fsencode(path) + b"\0")
-        digest.update(self.where.tobytes())
+        digest.update(self.where.tobytes() + self.stamp.encode())
         for number in sorted(set(self.where[:, 0].tolist())):
             digest.update(state_of(self.files.paths[number]))
         return digest.hexdigest()
@@ -154,7 +168,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def list_shards(
-    path: Path, *, classes: Sequence[str] | None = None, outputs: int | None = None
+    path: Place, *, classes: Sequence[str] | None = None, outputs: int | None = None
 ) -> ShardListing:
     """Return the images in tar files, and what stands there of each, by the files' headers alone.
 
@@ -167,7 +181,8 @@ def list_shards(
     there twice, is listed as an image that cannot be read.
 
     Args:
-        path: a tar file, a folder of them, or a pattern like ``shard-{000..012}.tar``.
+        path: a tar file, a folder of them, or a pattern like ``shard-{000..012}.tar``. Those at a
+            URL (no folder) are fetched whole, into temporary files without a name.
         classes: the names of the model's outputs, if they are known.
         outputs: how many outputs the model has, if that is known.
 
@@ -186,14 +201,40 @@ def list_shards(
     >>> [str(path) for path in found.paths], found.labels
     (['a.tar/7.png'], [1])
     """
-    files = _Files(_expanded(path))
-    root = path if path.is_dir() else path.parent
+    if isinstance(path, Path):
+        paths = _expanded(path)
+        root = path if path.is_dir() else path.parent
+        shards = [_named(file, root) for file in paths]
+        return _list(path, root, _Files(paths), shards, classes, outputs)
+    from adaptkit.data.remote import fetched, stamp_of
+
+    places = [Remote(url) for url in _each(path.url)]
+    if len(places) > _MOST_OPEN:
+        raise DataError(
+            f"{path}: expected at most {_MOST_OPEN} tar files at URLs, got {len(places):,}"
+        )
+    shards = [str(where).removeprefix(f"{path.parent}/") for where in places]
+    with fetched(places) as copies:
+        files = _Files(copies)
+        listing = _list(path, path.parent, files, shards, classes, outputs)
+        files.hold()
+    return replace(listing, stamp=" ".join(map(stamp_of, places)))
+
+
+def _list(
+    path: Place,
+    root: Place,
+    files: _Files,
+    shards: Sequence[str],
+    classes: Sequence[str] | None,
+    outputs: int | None,
+) -> ShardListing:
     samples: list[_Sample] = []
     ends: list[str] = []
-    for number, file in enumerate(files.paths):
-        found, ended = _samples(files, number, _named(file, root))
+    for number, shard in enumerate(shards):
+        found, ended = _samples(files, number, shard)
         samples += found
-        ends += [] if ended else [file.name]
+        ends += [] if ended else [shard.rpartition("/")[2]]
     if not samples:
         raise DataError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
     labels, names, note = _labels(samples, path, classes, outputs)
@@ -236,15 +277,21 @@ def _expanded(path: Path) -> list[Path]:
     if path.is_dir():
         every = (p for p in path.iterdir() if p.name.lower().endswith(SUFFIXES))
         return sorted(p for p in every if not p.name.startswith("."))
-    found = [str(path)]
+    return [Path(text) for text in _each(str(path))]
+
+
+def _each(pattern: str) -> list[str]:
+    """Return what a pattern stands for."""
+    found = [pattern]
     while match := _RANGE.search(found[0]):
         first, last = match[1], match[2]
         numbers = range(int(first), int(last) + 1)
         if not 0 < len(numbers) * len(found) <= _MOST_FILES:
-            raise DataError(f"{path}: expected 1 to {_MOST_FILES:,} files, got {len(numbers):,}")
+            most = f"1 to {_MOST_FILES:,} files"
+            raise DataError(f"{without_secrets(pattern)}: expected {most}, got {len(numbers):,}")
         width = len(first) if first.startswith("0") else 0
         found = [_RANGE.sub(f"{n:0{width}}", text, count=1) for text in found for n in numbers]
-    return [Path(text) for text in found]
+    return found
 
 
 def _named(file: Path, root: Path) -> str:
@@ -322,7 +369,7 @@ def _said(files: _Files, number: int, some: Sequence[Member]) -> dict[str, str]:
 
 
 def _labels(
-    samples: Sequence[_Sample], path: Path, classes: Sequence[str] | None, outputs: int | None
+    samples: Sequence[_Sample], path: Place, classes: Sequence[str] | None, outputs: int | None
 ) -> tuple[list[int] | None, list[str] | None, str]:
     values = [sample.said.get("label", "") for sample in samples]
     if not any(values):
@@ -333,7 +380,7 @@ def _labels(
     return as_indices(whole(values), path, classes=classes, outputs=outputs)
 
 
-def _every(samples: Sequence[_Sample], what: str, path: Path) -> list[str] | None:
+def _every(samples: Sequence[_Sample], what: str, path: Place) -> list[str] | None:
     """Return what every sample says of itself, None where none does."""
     values = [sample.said.get(what, "") for sample in samples]
     if not any(values):
@@ -343,7 +390,7 @@ def _every(samples: Sequence[_Sample], what: str, path: Path) -> list[str] | Non
     return values
 
 
-def _numbers(values: Sequence[str], path: Path) -> list[float]:
+def _numbers(values: Sequence[str], path: Place) -> list[float]:
     try:
         return as_weights(np.array(values, dtype=np.float64), path)
     except ValueError:
