@@ -5,12 +5,17 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import pytest
+from fsspec.asyn import sync
+
+from adaptkit.data import remote
 
 Fault = int | bytes | str  # a status; other content; "reset", "silent" or "cut"
 
@@ -50,6 +55,12 @@ class _Handler(SimpleHTTPRequestHandler):
     lock = threading.Lock()
     now = 0
     done = threading.Event()
+    connections: list[socket.socket]
+
+    def setup(self) -> None:
+        super().setup()
+        with self.lock:
+            self.connections.append(self.connection)
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0], errors="surrogateescape")
@@ -107,8 +118,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
+    daemon_threads = False
     request_queue_size = 128
 
     def handle_error(self, *_: Any) -> None:
@@ -119,7 +129,8 @@ class _Server(ThreadingHTTPServer):
 def served(folder: Path) -> Iterator[Served]:
     """Serve a folder by HTTP for the time of a block."""
     found = Served("")
-    handler = type("Handler", (_Handler,), {"served": found, "done": threading.Event()})
+    own = {"served": found, "done": threading.Event(), "connections": []}
+    handler = type("Handler", (_Handler,), own)
     server = _Server(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
     found.url = f"http://127.0.0.1:{server.server_address[1]}/"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -130,4 +141,21 @@ def served(folder: Path) -> Iterator[Served]:
         handler.done.set()  # type: ignore[attr-defined]
         server.shutdown()
         thread.join()
+        for connection in handler.connections:  # type: ignore[attr-defined]
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
         server.server_close()
+
+
+@contextmanager
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let what fails be tried again at once, over connections that no other test has used."""
+    monkeypatch.setattr(remote, "WAITS", (0.01,) * 4)
+    monkeypatch.setattr(remote, "_failed", 0)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(remote, "_filesystems", {})
+    yield
+    for files in remote._filesystems.values():
+        if session := getattr(files, "_session", None):
+            sync(files.loop, session.close)

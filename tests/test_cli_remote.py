@@ -13,10 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from jobs import job, values
 from safetensors.torch import load_file
-from served import Served, served
+from served import Served, impatient, served
 
 from adaptkit import load_checkpoint
-from adaptkit.data import remote
 from adaptkit.pipeline import adapt_folder
 from cli import main
 
@@ -42,13 +41,8 @@ def web(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """The same on a server; the current folder is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(remote, "WAITS", (0.01,) * 4)
-    monkeypatch.setattr(remote, "_failed", 0)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with served(made) as found:
+    with impatient(monkeypatch), served(made) as found:
         yield found
-    remote._filesystems.clear()
 
 
 def run(command: str, *words: object) -> Result:

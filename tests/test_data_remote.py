@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from served import Fault, Served, served
+from served import Fault, Served, impatient, served
 
 from adaptkit import AdaptkitError, DataError, Transform, data
 from adaptkit.data import ImageLoader, Listing, Remote, place, remote
@@ -29,14 +29,8 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Try again at once, with connections that no other test has used."""
-    monkeypatch.setattr(remote, "WAITS", (0.01,) * 4)
-    monkeypatch.setattr(remote, "_failed", 0)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    remote._filesystems.clear()
-    yield
-    remote._filesystems.clear()
+    with impatient(monkeypatch):
+        yield
 
 
 def picture(seed: int) -> Image.Image:
