@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,3 +195,27 @@ def test_the_command_itself_says_one_line_and_ends(made: Path, web: Served) -> N
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: cannot list {web.url}target/: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/target/", "/own/1/1.png", "/a.npy"])
+def test_ctrl_c_ends_a_run_that_waits_for_a_server(made: Path, web: Served, path: str) -> None:
+    web.faults[path] = ["silent", "always"]
+    where = web.url + path.split("/")[1]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "adapt", "--source", made / "source.pt", "--target", where],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    end = time.monotonic() + 60
+    while path not in web.asked and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=15)  # and not the 150 seconds of all patience
+    assert (process.returncode, said.strip()) == (130, "Interrupted.")
+    assert not list(Path().iterdir())

@@ -481,7 +481,9 @@ def test_nothing_of_this_is_imported_for_what_lies_here(folder: Path) -> None:
         "import sys; from adaptkit import data; data.listed('images'); "
         "assert 'adaptkit.data.remote' not in sys.modules and 'aiohttp' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
+    root = Path(__file__).parent.parent
+    program = program.replace("'images'", repr(str(folder / "images")))
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
 
 
 def test_a_listing_can_be_sent_to_another_process(web: Served, folder: Path) -> None:

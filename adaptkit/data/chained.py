@@ -54,6 +54,11 @@ class ChainedListing(Listing):
         """How many samples are best read at a time."""
         return max((part.at_once for part in self.parts), default=1)
 
+    def give_up(self) -> None:
+        """End what other threads are reading."""
+        for part in self.parts:
+            part.give_up()
+
     def _digest(self, parts: Sequence[str]) -> str:
         return hashlib.sha256(repr((parts, list(self.where))).encode()).hexdigest()
 

@@ -91,6 +91,9 @@ class Listing:
         """How many samples are best read at a time, for want of an answer rather than of work."""
         return 1
 
+    def give_up(self) -> None:
+        """End what other threads are reading, if it can take long: a user wants the run to end."""
+
     def _file(self, index: int) -> Path:
         file = self.root / self.paths[index]
         assert isinstance(file, Path)  # noqa: S101  of what lies elsewhere there are subclasses

@@ -18,7 +18,7 @@ from adaptkit.data.cache import PixelCache
 from adaptkit.data.folder import list_images
 from adaptkit.data.listing import Listing
 from adaptkit.data.place import Place
-from adaptkit.errors import DataError
+from adaptkit.errors import DataError, Stopped
 from adaptkit.transform import Transform
 
 
@@ -350,6 +350,10 @@ def _by_threads(data: _Samples, threads: int, ahead: int) -> Generator[_Read, No
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except (KeyboardInterrupt, Stopped):
+        pool.shutdown(wait=False, cancel_futures=True)
+        data.listing.give_up()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

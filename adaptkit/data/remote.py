@@ -10,7 +10,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 import fsspec  # which torch brings
-from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.asyn import AsyncFileSystem
 from fsspec.registry import known_implementations
 from PIL import Image
 
 from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.listing import Listing
 from adaptkit.data.place import Remote, place, without_secrets
-from adaptkit.errors import AdaptkitError, DataError, DependencyError
+from adaptkit.errors import AdaptkitError, DataError, DependencyError, Stopped
 
 T = TypeVar("T")
 
@@ -90,8 +90,12 @@ class RemoteListing(Listing):
 
     def sizes(self, indices: Sequence[int]) -> list[tuple[int, int] | None]:
         """Return the sizes of some of the images."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with _threads(AT_ONCE) as pool:
             return list(pool.map(self.size, indices))
+
+    def give_up(self) -> None:
+        """End all requests of this process."""
+        give_up()
 
     def at(self, indices: Sequence[int]) -> "RemoteListing":
         """Return some of the samples, in this order."""
@@ -126,21 +130,21 @@ def find_files(root: Remote) -> RemoteListing:
     """
     found: dict[str, tuple[str, str]] = {}
     level = [("", root.as_folder())]
-    for _ in range(_DEEPEST):
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+    with _threads(AT_ONCE) as pool:
+        for _ in range(_DEEPEST):
             contents = list(pool.map(lambda folder: _entries(root, folder[1]), level))
-        below = []
-        for (above, folder), entries in zip(level, contents, strict=True):
-            for entry in entries:
-                name = above + _name(folder, entry)
-                if entry.is_folder:
-                    below.append((f"{name}/", folder.below(f"{entry.raw}/")))
-                else:
-                    found[name] = folder.below(entry.raw).url, entry.stamp
-        level = below
-        if not level:
-            break
-    else:
+            below = []
+            for (above, folder), entries in zip(level, contents, strict=True):
+                for entry in entries:
+                    name = above + _name(folder, entry)
+                    if entry.is_folder:
+                        below.append((f"{name}/", folder.below(f"{entry.raw}/")))
+                    else:
+                        found[name] = folder.below(entry.raw).url, entry.stamp
+            level = below
+            if not level:
+                break
+    if level:
         raise DataError(f"{root} has folders nested more than {_DEEPEST} deep: do links go round?")
     names = sorted(found)
     stamps = [found[name][1] for name in names]
@@ -176,7 +180,7 @@ def content(where: Remote) -> bytes:
     try:
         files = _filesystem(where)
         path = files._strip_protocol(where.url)
-        found: bytes = _patiently(lambda: _in_time(files, "_cat_file", path))
+        found: bytes = _patiently(lambda: _ask(files, "_cat_file", path))
     except FileNotFoundError:
         raise DataError("not there any more") from None
     except AdaptkitError as error:
@@ -224,7 +228,7 @@ def fetched(places: Sequence[Remote]) -> Iterator[list[Path]]:
     """
     with tempfile.TemporaryDirectory(prefix="adaptkit-") as folder:
         files = [Path(folder, f"{n}{where.suffix.lower()}") for n, where in enumerate(places)]
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        with _threads(_FILES_AT_ONCE) as pool:
             list(pool.map(_fetch, places, files))
         try:
             yield files
@@ -240,7 +244,7 @@ def _fetch(where: Remote, file: Path) -> None:
         files = _filesystem(where)
         path = files._strip_protocol(where.url)
         # However long it takes, if only something comes: it may be large.
-        _patiently(lambda: files.get_file(path, str(file)))
+        _patiently(lambda: _ask(files, "_get_file", path, str(file), seconds=None))
     except AdaptkitError:
         raise
     except FileNotFoundError:
@@ -313,10 +317,10 @@ def _entries(root: Remote, folder: Remote) -> list[_Entry]:
         files = _filesystem(folder)
         path = files._strip_protocol(folder.url)
         if folder.is_web:
-            page: bytes = _patiently(lambda: _in_time(files, "_cat_file", path))
+            page: bytes = _patiently(lambda: _ask(files, "_cat_file", path))
             entries = _linked(folder, page.decode(errors="replace"))
         else:
-            entries = _told(path, _patiently(lambda: _in_time(files, "_ls", path, detail=True)))
+            entries = _told(path, _patiently(lambda: _ask(files, "_ls", path, detail=True)))
     except AdaptkitError:
         raise
     except FileNotFoundError:
@@ -376,11 +380,45 @@ def _stamp(info: dict[str, Any]) -> str:
     return " ".join(f"{info[key]}" for key in _STAMPS if info.get(key) is not None)
 
 
-def _in_time(files: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a method of a file system, for as long as one request may take."""
-    if isinstance(files, AsyncFileSystem):
-        return sync(files.loop, getattr(files, name), *args, timeout=LONGEST, **kwargs)
-    return getattr(files, name[1:])(*args, **kwargs)
+_under_way: set[Future[Any]] = set()
+_given_up = 0  # how often
+
+
+def give_up() -> None:
+    """End all requests of this process, and try none of them again: somebody pressed Ctrl-C."""
+    global _given_up
+    _given_up += 1
+    for request in list(_under_way):
+        request.cancel()
+
+
+def _ask(files: Any, name: str, *args: Any, seconds: float | None = LONGEST, **kwargs: Any) -> Any:
+    """Call a method of a file system, for as long as it may take."""
+    if not isinstance(files, AsyncFileSystem):
+        return getattr(files, name.removeprefix("_"))(*args, **kwargs)
+    work = asyncio.wait_for(getattr(files, name)(*args, **kwargs), seconds)
+    request = asyncio.run_coroutine_threadsafe(work, files.loop)
+    _under_way.add(request)
+    try:
+        return request.result()
+    except CancelledError:
+        raise DataError("given up") from None
+    finally:
+        _under_way.discard(request)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Return threads that are not waited for long where a user ends the run."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except (KeyboardInterrupt, Stopped):
+        pool.shutdown(wait=False, cancel_futures=True)
+        give_up()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _chance = random.Random()  # of its own, so that nobody's draws depend on a network
@@ -394,12 +432,13 @@ def _patiently(work: Callable[[], T]) -> T:
     """
     global _failed  # a count that may be out by a few where threads meet
     waits = iter(WAITS if _failed < AT_ONCE else ())
+    before = _given_up
     while True:
         try:
             found = work()
         except Exception as error:
             passes = _passes(error)
-            wait = next(waits, None) if passes else None
+            wait = next(waits, None) if passes and _given_up == before else None
             if wait is None:
                 _failed += passes
                 raise
