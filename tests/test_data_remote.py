@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -60,7 +61,7 @@ def web(folder: Path) -> Iterator[Served]:
         yield found
 
 
-def opened(where: str | Path, **options: int) -> ImageLoader:
+def opened(where: str | Path | Remote, **options: Any) -> ImageLoader:
     return data.open(where, transform=GREY, classes=CLASSES, **options)
 
 
@@ -359,14 +360,14 @@ def test_manifests_arrays_and_tables_are_fetched_once(
         where = place(web.url + name)
         web.asked.clear()
         data.shape_of(where, pixels=True)
-        found, due = opened(where), opened(folder / name)  # type: ignore[arg-type]
+        found, due = opened(where), opened(folder / name)
         assert web.asked == [f"/{name}"]
         assert str(found.listing.source) in (web.url[:-1], web.url + name)
         assert not list(temporary.iterdir())
         assert found.listing.labels == due.listing.labels
         for x, a in zip(found, due, strict=True):
             assert all(torch.equal(u, v) for u, v in zip(x, a, strict=True))
-        assert opened(where).listing.state() == opened(where).listing.state()  # type: ignore[arg-type]
+        assert opened(where).listing.state() == opened(where).listing.state()
 
 
 def test_tar_files_are_fetched_whole_and_have_no_name_then(

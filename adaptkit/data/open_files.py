@@ -1,0 +1,50 @@
+"""Files that are read at any place, by any thread."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaptkit.errors import DataError
+
+MOST_OPEN = 256  # files, of the 1,024 that a process often may have
+
+
+class OpenFiles:
+    """Tar files that are read at any place by any thread, most of them opened once."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._open: dict[int, int] = {}
+        self._held = False
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[Sequence[Path]]]:
+        if self._held:
+            raise DataError(
+                "tar files from a URL are read by processes that are forked: leave out --workers"
+            )
+        return OpenFiles, (self.paths,)
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def hold(self) -> None:
+        """Open all, so that they can be read when they have no name any more."""
+        for number in range(len(self.paths)):
+            self.read(number, 0, 0)
+        self._held = True
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Return bytes of a file."""
+        descriptor = self._open.get(number)
+        if descriptor is None and len(self._open) < MOST_OPEN:
+            # Without a lock, which a process forked meanwhile would find locked for ever.
+            opened = os.open(self.paths[number], os.O_RDONLY)
+            descriptor = self._open.setdefault(number, opened)
+            if descriptor != opened:
+                os.close(opened)
+        if descriptor is not None:
+            return os.pread(descriptor, size, offset)
+        with self.paths[number].open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
