@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 from fsspec.asyn import sync
 
-from adaptkit.data import remote
+from adaptkit.data import connections, patience
 
 Fault = int | bytes | str  # a status; other content; "reset", "silent" or "cut"
 
@@ -150,12 +150,12 @@ def served(folder: Path) -> Iterator[Served]:
 @contextmanager
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let what fails be tried again at once, over connections that no other test has used."""
-    monkeypatch.setattr(remote, "WAITS", (0.01,) * 4)
-    monkeypatch.setattr(remote, "_failed", 0)
+    monkeypatch.setattr(patience, "WAITS", (0.01,) * 4)
+    monkeypatch.setattr(patience, "_failed", 0)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote, "_filesystems", {})
+    monkeypatch.setattr(connections, "_connections", {})
     yield
-    for files in remote._filesystems.values():
-        if session := getattr(files, "_session", None):
-            sync(files.loop, session.close)
+    for found in connections._connections.values():
+        if session := getattr(found.system, "_session", None):
+            sync(found.system.loop, session.close)

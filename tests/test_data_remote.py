@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from served import Fault, Served, impatient, served
 
 from adaptkit import AdaptkitError, DataError, Transform, data
-from adaptkit.data import ImageLoader, Listing, Remote, place, remote
+from adaptkit.data import ImageLoader, Listing, Remote, connections, patience, place, remote
 from adaptkit.data.chained import chained
 from adaptkit.errors import DependencyError
 
@@ -29,7 +29,7 @@ CLASSES = ("cat", "dog")
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def impatience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with impatient(monkeypatch):
         yield
 
@@ -215,7 +215,7 @@ def test_what_may_pass_is_tried_again(folder: Path, web: Served, fault: Fault) -
 def test_a_file_that_cannot_be_had_is_left_out_and_named(
     web: Served, monkeypatch: pytest.MonkeyPatch, fault: Fault, reason: str, times: int
 ) -> None:
-    monkeypatch.setattr(remote, "SILENT", 0.1)
+    monkeypatch.setattr(connections, "SILENT", 0.1)
     web.faults["/images/cat/1.png"] = [fault, "always"]
     found = opened(web.url + "images")
     assert sum(len(x) for x, _ in found) == 5
@@ -237,7 +237,7 @@ def test_waits_grow_and_a_server_may_say_how_long(
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setattr(remote, "WAITS", (1.0, 4.0, 16.0))
+    monkeypatch.setattr(patience, "WAITS", (1.0, 4.0, 16.0))
     web.faults["/images/"] = [503, 503, 503]
     data.listed(web.url + "images")
     assert len(waited) == 3
@@ -254,7 +254,7 @@ def test_waits_grow_and_a_server_may_say_how_long(
 def test_where_nothing_works_any_more_a_run_comes_to_its_end(
     web: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "AT_ONCE", 2)
+    monkeypatch.setattr(patience, "HOPELESS", 2)
     found = data.listed(web.url + "images")
     files = [f"/images/{path.as_posix()}" for path in found.paths]
     web.faults.update({file: [503, "always"] for file in files})
@@ -293,7 +293,7 @@ def test_one_line_says_why_there_is_no_target(
     ending: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(remote, "SILENT", 0.1)
+    monkeypatch.setattr(connections, "SILENT", 0.1)
     web.faults.update(faults)
     secret = web.url.replace("://", "://me:hunter2@") + ending + "?signature=hunter3"
     with pytest.raises(DataError, match=message.format(url=web.url)) as caught:

@@ -113,7 +113,7 @@ class ArrayListing(Listing):
         if isinstance(self.file, Path):
             stamp = state_of(self.file)
         else:
-            from adaptkit.data.remote import stamp_of
+            from adaptkit.data.connections import stamp_of
 
             stamp = stamp_of(self.file).encode()
         return hashlib.sha256(stamp + known.encode()).hexdigest()

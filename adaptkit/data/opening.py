@@ -123,7 +123,7 @@ def is_file(path: Place) -> bool:
 def _read(path: Place, reader: Callable[[Path], Any]) -> Any:
     if isinstance(path, Path):
         return reader(path)
-    from adaptkit.data.remote import read_file
+    from adaptkit.data.connections import read_file
 
     return read_file(path, reader)
 

@@ -184,7 +184,7 @@ def list_shards(
             for file in paths
         ]
         return _list(path, root, OpenFiles(paths), shards, classes, outputs)
-    from adaptkit.data.remote import fetched, stamp_of
+    from adaptkit.data.connections import fetched, stamp_of
 
     places = [Remote(url) for url in _each(path.url)]
     if len(places) > MOST_OPEN:
