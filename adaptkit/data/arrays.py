@@ -57,8 +57,7 @@ class ArrayListing(Listing):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave a mapped array behind: another process maps it anew, if it lies here."""
-        mapped = isinstance(self.file, Path) and self.file.suffix.lower() in SUFFIXES
-        return {**self.__dict__, **({"array": None} if mapped else {})}
+        return {**self.__dict__, **({"array": None} if self._mapped else {})}
 
     @property
     def source(self) -> Place:
@@ -108,15 +107,28 @@ class ArrayListing(Listing):
         return digest.hexdigest()
 
     def state(self) -> str:
-        """Return the SHA-256 of the file's size and time of change, and of what is known."""
-        known = repr((list(self.rows), self.labels, self.weights))
-        if isinstance(self.file, Path):
-            stamp = state_of(self.file)
-        else:
-            from adaptkit.data.connections import stamp_of
+        """Return the SHA-256 of what is known and of a table's values, or an array's file's state.
 
-            stamp = stamp_of(self.file).encode()
-        return hashlib.sha256(stamp + known.encode()).hexdigest()
+        A table is in memory, so that rows beside these may change; an array may be of any size, so
+        of its file the size and the time of change stand for all in it.
+        """
+        known: tuple[Any, ...] = (self.labels, self.weights)
+        if self.file.suffix.lower() in SUFFIXES or self.array is None:
+            content, known = self._state_of_file(), (list(self.rows), *known)
+        else:
+            content = np.asarray(self.array)[list(self.rows)].tobytes()
+        return hashlib.sha256(content + repr(known).encode()).hexdigest()
+
+    def _state_of_file(self) -> bytes:
+        if isinstance(self.file, Path):
+            return state_of(self.file)
+        from adaptkit.data.connections import stamp_of
+
+        return stamp_of(self.file).encode()
+
+    @property
+    def _mapped(self) -> bool:
+        return isinstance(self.file, Path) and self.file.suffix.lower() in SUFFIXES
 
 
 def list_array(

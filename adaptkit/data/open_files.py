@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from adaptkit.errors import DataError
 
@@ -10,7 +11,12 @@ MOST_OPEN = 256  # files, of the 1,024 that a process often may have
 
 
 class OpenFiles:
-    """Tar files that are read at any place by any thread, most of them opened once."""
+    """Files that are read at any place by any thread, most of them opened once.
+
+    Several of these, as of many domains, share how many files may be open.
+    """
+
+    open_in_all: ClassVar[int] = 0
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -27,21 +33,26 @@ class OpenFiles:
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+        OpenFiles.open_in_all -= len(self._open)
 
     def hold(self) -> None:
         """Open all, so that they can be read when they have no name any more."""
-        for number in range(len(self.paths)):
-            self.read(number, 0, 0)
+        for number, path in enumerate(self.paths):
+            if number not in self._open:
+                self._open[number] = os.open(path, os.O_RDONLY)
+                OpenFiles.open_in_all += 1
         self._held = True
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return bytes of a file."""
         descriptor = self._open.get(number)
-        if descriptor is None and len(self._open) < MOST_OPEN:
+        if descriptor is None and OpenFiles.open_in_all < MOST_OPEN:
             # Without a lock, which a process forked meanwhile would find locked for ever.
             opened = os.open(self.paths[number], os.O_RDONLY)
             descriptor = self._open.setdefault(number, opened)
-            if descriptor != opened:
+            if descriptor == opened:
+                OpenFiles.open_in_all += 1
+            else:
                 os.close(opened)
         if descriptor is not None:
             return os.pread(descriptor, size, offset)

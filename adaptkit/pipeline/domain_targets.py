@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adaptkit.data import ImageLoader, Listing, Place, Remote
+from adaptkit.data import ImageLoader, Listing, Place, Remote, is_file
 from adaptkit.data.chained import chained
+from adaptkit.data.shards import is_sharded
 from adaptkit.errors import DataError, few, shown
 
 _LONGEST_NAME = 200  # bytes of a domain's, to which endings are added
@@ -52,7 +53,7 @@ class DomainTargets:
                 a file.
         """
         as_one = opened(target)
-        members = _members(as_one.listing)
+        members = _members(target, as_one.listing)
         return cls(target, sorted(members), opened, as_one, members)
 
     def loader(self, name: str) -> ImageLoader:
@@ -100,6 +101,14 @@ class DomainTargets:
         return loader.of(chained(self.target, parts))
 
 
+def are_in_one(target: Place) -> bool:
+    """Whether a target's samples lie in one file, or in tar files, and not in a folder a domain."""
+    try:
+        return is_file(target) or (isinstance(target, Path) and is_sharded(target))
+    except (OSError, ValueError):  # which `folders_in` names
+        return False
+
+
 def folders_in(target: Place) -> tuple[list[str], list[str]]:
     """Return the names of a folder's folders, and a note on what lies beside them.
 
@@ -134,18 +143,18 @@ def _folders_in(target: Path) -> tuple[list[str], list[str]]:
     return names, beside
 
 
-def _members(listing: Listing) -> dict[str, list[int]]:
+def _members(target: Place, listing: Listing) -> dict[str, list[int]]:
     if listing.domains is None:
         raise DataError(
-            f"{listing.source} says of no sample which domain it is of: name a column "
-            f"'domain', or give a folder of folders"
+            f"{target} says of no sample which domain it is of: name a column 'domain', or give a "
+            f"folder of folders"
         )
     found: dict[str, list[int]] = {}
     for place, name in enumerate(listing.domains):
         found.setdefault(name, []).append(place)
     for name in found:
         if not _can_be_a_file(name):
-            raise DataError(f"{listing.source}: domain {shown(name)} cannot be the name of a file")
+            raise DataError(f"{target}: domain {shown(name)} cannot be the name of a file")
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint
-from adaptkit.data import ImageLoader, Place, is_file, place
+from adaptkit.data import ImageLoader, Place, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
 from adaptkit.errors import EstimationError, OutputError
@@ -35,7 +35,7 @@ from adaptkit.pipeline.common import (
     versions,
 )
 from adaptkit.pipeline.domain_results import Results
-from adaptkit.pipeline.domain_targets import DomainTargets, Listed, folders_in
+from adaptkit.pipeline.domain_targets import DomainTargets, Listed, are_in_one, folders_in
 from adaptkit.pipeline.holdout import check_holdout
 from adaptkit.pipeline.methods import check_layers
 from adaptkit.pipeline.one_domain import DomainAdapter, reason_of
@@ -200,7 +200,7 @@ def adapt_domain_folders(
         where = resolve_device(device)
         autocast(precision, where)  # which refuses what is unknown
         folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
-        of_column = is_file(target)
+        of_column = are_in_one(target)
         names, notes = ([], []) if of_column else folders_in(target)
         _check_folder(folder, target)
         checkpoint = open_checkpoint(source, **said)
@@ -226,9 +226,8 @@ def adapt_domain_folders(
             results.check(domains, force=force)
             results_of(results).check([POOLED], force=force)
             read = [*checkpoint.files, *source_files(said), *_shares_file(class_shares)]
-            _make_folder(
-                folder, [*read, *([target] if of_column and isinstance(target, Path) else [])]
-            )
+            here = [target] if isinstance(target, Path) and target.is_file() else []
+            _make_folder(folder, [*read, *here])
     adapter = DomainAdapter(
         model=checkpoint.model,
         head=head,
