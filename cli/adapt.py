@@ -20,11 +20,12 @@ from .job import in_job
 )
 @click.option(
     "--target",
-    type=click.Path(path_type=Path),
+    type=options.place,
     required=True,
-    metavar="DIR|FILE",
+    metavar="DIR|FILE|URL",
     help="Images of the new domain: class folders, or any folder without labels. Or a file: a "
-    "manifest or table (.csv .tsv .parquet), an array (.npy .npz .pt .safetensors).",
+    "manifest or table (.csv .tsv .parquet), an array (.npy .npz .pt .safetensors). Or the URL of "
+    "either: https://, s3://, gs:// and what else fsspec knows.",
 )
 @click.option(
     "--out",

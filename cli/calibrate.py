@@ -18,9 +18,9 @@ from . import options
 )
 @click.option(
     "--source-data",
-    type=click.Path(path_type=Path),
+    type=options.place,
     required=True,
-    metavar="DIR",
+    metavar="DIR|URL",
     help="Class folders of the domain it was trained on; best of images that it was not "
     "trained on. At most 1,000 of each class are taken.",
 )

@@ -14,6 +14,11 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
 
 
+def place(value: str) -> str | Path:
+    """Take a path on this machine, or a URL, whose slashes a path would lose."""
+    return value if "://" in value else Path(value)
+
+
 def size(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     """Read a size in bytes, such as 500MB or 4GiB."""
     if value is None:
@@ -175,8 +180,8 @@ def source_data(function: F) -> F:
     """--source-data: what the target is compared with."""
     return click.option(
         "--source-data",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
+        type=place,
+        metavar="DIR|URL",
         help="Images of the domain the model was trained on, to measure the shift from; "
         "with class folders the target's accuracy is estimated too.",
     )(function)

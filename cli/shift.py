@@ -19,10 +19,10 @@ from .job import in_job
 )
 @click.option(
     "--target",
-    type=click.Path(path_type=Path),
+    type=options.place,
     required=True,
-    metavar="DIR",
-    help="Images of the new domain. Their labels are not used.",
+    metavar="DIR|URL",
+    help="Images of the new domain, here or at a URL. Their labels are not used.",
 )
 @options.source_data
 @click.option(

@@ -117,7 +117,7 @@ def main() -> None:
     if source.transform is None:
         parser.error(f"{args.source} does not say how images are prepared for it")
     listing = list_images(args.target)
-    paths = [{"path": str(Path(listing.root, path).resolve())} for path in listing.paths]
+    paths = [{"path": str(Path(args.target, path).resolve())} for path in listing.paths]
 
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)

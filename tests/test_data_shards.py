@@ -158,7 +158,7 @@ def test_images_in_a_folder_come_before_tar_files(tmp_path: Path) -> None:
 
 
 def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_files, "_MOST_OPEN", 3)
+    monkeypatch.setattr(open_files, "MOST_OPEN", 3)
     for i in range(30):
         tar(tmp_path / f"{i:02}.tar", ("a.png", png(i)), ("b.png", png(100 + i)))
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -16,6 +16,7 @@ from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, number
 from adaptkit.data.decode import Needed, eight_bit
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
+from adaptkit.data.place import Place
 from adaptkit.data.stored import SUFFIXES, Array, chosen, named, read_arrays
 from adaptkit.errors import DataError, few
 
@@ -50,16 +51,16 @@ class ArrayListing(Listing):
         array: of shape (N, ...); None where it is to be read from `file` when it is first used.
     """
 
-    file: Path = Path()
+    file: Place = Path()
     rows: Sequence[int] = ()
     array: Array | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave a mapped array behind: another process maps it anew."""
+        """Leave a mapped array behind: another process maps it anew, if it lies here."""
         return {**self.__dict__, **({"array": None} if self._mapped else {})}
 
     @property
-    def source(self) -> Path:
+    def source(self) -> Place:
         """The file, for messages."""
         return self.file
 
@@ -78,7 +79,7 @@ class ArrayListing(Listing):
         return sample
 
     def _array(self) -> Array:
-        if self.array is None:
+        if self.array is None and isinstance(self.file, Path):
             again = chosen(read_arrays(self.file), INPUT_KEYS, self.file)
             object.__setattr__(self, "array", again)  # frozen for all others
         assert self.array is not None  # noqa: S101  it is now
@@ -112,19 +113,27 @@ class ArrayListing(Listing):
         of its file the size and the time of change stand for all in it.
         """
         known: tuple[Any, ...] = (self.labels, self.weights)
-        if self._mapped or self.array is None:
-            content, known = state_of(self.file), (list(self.rows), *known)
+        if self.file.suffix.lower() in SUFFIXES or self.array is None:
+            content, known = self._state_of_file(), (list(self.rows), *known)
         else:
             content = np.asarray(self.array)[list(self.rows)].tobytes()
         return hashlib.sha256(content + repr(known).encode()).hexdigest()
 
+    def _state_of_file(self) -> bytes:
+        if isinstance(self.file, Path):
+            return state_of(self.file)
+        from adaptkit.data.connections import stamp_of
+
+        return stamp_of(self.file).encode()
+
     @property
     def _mapped(self) -> bool:
-        return self.file.suffix.lower() in SUFFIXES
+        return isinstance(self.file, Path) and self.file.suffix.lower() in SUFFIXES
 
 
 def list_array(
-    path: Path,
+    path: Place,
+    arrays: dict[str, Array],
     *,
     pixels: bool,
     classes: Sequence[str] | None = None,
@@ -141,6 +150,7 @@ def list_array(
             that named x, data, image, images, input, inputs or pixel_values, or the only one with
             two dimensions or more; those named y, label, labels, target or targets, domain, and
             weight say more of them.
+        arrays: what `read_arrays` found in it.
         pixels: whether the model takes images.
         classes: the names of the model's outputs, if they are known.
         outputs: how many outputs the model has, if that is known.
@@ -148,7 +158,6 @@ def list_array(
     Raises:
         DataError: the file cannot be read, or an array is of a form that does not fit.
     """
-    arrays = read_arrays(path)
     samples = chosen(arrays, INPUT_KEYS, path)
     if samples.ndim < 2 or not len(samples) or not all(samples.shape):
         raise DataError(f"{path}: expected samples of shape (N, ...), got {tuple(samples.shape)}")
@@ -176,7 +185,7 @@ def list_array(
 
 
 def list_table(
-    path: Path, frame: Any, *, classes: Sequence[str] | None = None, outputs: int | None = None
+    path: Place, frame: Any, *, classes: Sequence[str] | None = None, outputs: int | None = None
 ) -> ArrayListing:
     """Return the rows of a table whose columns, but for label, domain and weight, are features.
 
@@ -220,7 +229,7 @@ def _numeric(array: Array) -> bool:
     return not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "biuf"
 
 
-def _are_pixels(array: Array, path: Path) -> bool:
+def _are_pixels(array: Array, path: Place) -> bool:
     if str(array.dtype).removeprefix("torch.") not in ("uint8", "uint16"):
         return False
     shape = tuple(array.shape)
@@ -246,7 +255,7 @@ def _image(pixels: np.ndarray) -> Image.Image:
 
 
 def _beside(
-    arrays: dict[str, Array], keys: tuple[str, ...], samples: Array, path: Path
+    arrays: dict[str, Array], keys: tuple[str, ...], samples: Array, path: Place
 ) -> list[str] | None:
     """Return what an array beside the samples says of each, as text."""
     found = named(arrays, keys)
@@ -263,7 +272,7 @@ def _beside(
     return [v.decode() if isinstance(v, bytes) else str(v) for v in array.tolist()]
 
 
-def _as_numbers(values: list[str], path: Path) -> np.ndarray:
+def _as_numbers(values: list[str], path: Place) -> np.ndarray:
     try:
         return np.array(values, dtype=np.float64)
     except ValueError:

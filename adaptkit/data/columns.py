@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptkit.data.labels import as_indices
+from adaptkit.data.place import Place
 from adaptkit.errors import DataError, DependencyError, few
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -42,7 +43,7 @@ def read_columns(path: Path) -> Any:
 
 
 def known_columns(
-    frame: Any, path: Path, *, classes: Any = None, outputs: int | None = None
+    frame: Any, path: Place, *, classes: Any = None, outputs: int | None = None
 ) -> Known:
     """Return what the columns label, domain and weight say, where they are there.
 

@@ -3,10 +3,12 @@
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from adaptkit.data.dicom import DICOM
 from adaptkit.data.listing import Listing
+from adaptkit.data.place import Place, Remote, place
 from adaptkit.errors import DataError, few
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
@@ -15,7 +17,7 @@ _NAMED = 8  # names that a message lists
 
 
 def list_images(
-    root: str | Path, *, classes: Sequence[str] | None = None, outputs: int | None = None
+    root: str | Place, *, classes: Sequence[str] | None = None, outputs: int | None = None
 ) -> Listing:
     """Find the images below a folder, and their labels where its sub-folders are classes.
 
@@ -27,6 +29,7 @@ def list_images(
     Raises:
         DataError: there is no such folder, it cannot be read, no image is in it, an unknown name
             stands beside known classes, or images lie beside class folders.
+        DependencyError: it is a URL, and what reads its protocol is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -37,22 +40,31 @@ def list_images(
     >>> [path.as_posix() for path in found.paths], found.labels
     (['cat/1.png', 'dog/1.png'], (0, 1))
     """
-    root = Path(root)
-    _require_folder(root)
-    files = sorted(_walk(root))
-    paths = [Path(file) for file in files if file.lower().endswith(EXTENSIONS)]
-    if not paths:
+    root = place(root)
+    if isinstance(root, Remote):
+        from adaptkit.data.remote import find_files
+
+        files: Listing = find_files(root)
+    else:
+        _require_folder(root)
+        files = Listing(root, [Path(file) for file in sorted(_walk(root))])
+    names_of_all = [path.as_posix() for path in files.paths]
+    images = [i for i, name in enumerate(names_of_all) if name.lower().endswith(EXTENSIONS)]
+    if not images:
         several = "s" if len(files) > 1 else ""
-        others = f", but {len(files):,} other file{several}: {few(files)}" if files else ""
+        others = f", but {len(files):,} other file{several}: {few(names_of_all)}"
+        others = others if len(files) else ""
         raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)}){others}")
+    listing = files.at(images)
+    paths = listing.paths
     loose = [path for path in paths if len(path.parts) == 1]
     folders = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
     names, note = _class_names(root, folders, loose, classes, outputs)
     if names is None:
-        return Listing(root, tuple(paths), note=note)
+        return replace(listing, note=note)
     index = {name: number for number, name in enumerate(names)}
     labels = tuple(index[path.parts[0]] for path in paths)
-    return Listing(root, tuple(paths), labels, tuple(names), note)
+    return replace(listing, labels=labels, classes=tuple(names), note=note)
 
 
 def _require_folder(root: Path) -> None:
@@ -67,7 +79,7 @@ def _require_folder(root: Path) -> None:
 
 
 def _class_names(
-    root: Path,
+    root: Place,
     folders: list[str],
     loose: list[Path],
     classes: Sequence[str] | None,

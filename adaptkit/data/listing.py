@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaptkit.data.decode import Needed, decode, image_size
+from adaptkit.data.place import Place
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Listing:
             a transform prepares.
     """
 
-    root: Path
+    root: Place
     paths: Sequence[Path]
     labels: Sequence[int] | None = None
     classes: Sequence[str] | None = None
@@ -43,7 +44,7 @@ class Listing:
         return len(self.paths)
 
     @property
-    def source(self) -> Path:
+    def source(self) -> Place:
         """The folder or the file that holds the samples, for messages."""
         return self.root
 
@@ -53,11 +54,15 @@ class Listing:
         Raises:
             DataError: it cannot be read. The message is the reason alone.
         """
-        return decode(self.root / self.paths[index], needed)
+        return decode(self._file(index), needed)
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Return the (width, height) of an image as it is stored; None where there is none."""
-        return image_size(self.root / self.paths[index])
+        return image_size(self._file(index))
+
+    def sizes(self, indices: Sequence[int]) -> list[tuple[int, int] | None]:
+        """Return the sizes of some of the images."""
+        return [self.size(index) for index in indices]
 
     def at(self, indices: Sequence[int]) -> "Listing":
         """Return some of the samples, in this order."""
@@ -76,10 +81,23 @@ class Listing:
     def state(self) -> str:
         """Return the SHA-256 of the files' names, sizes and times of change, and what is known."""
         digest = hashlib.sha256(repr((self.labels, self.weights)).encode())
-        for path in self.paths:
+        for index, path in enumerate(self.paths):
             digest.update(os.fsencode(path) + b"\0")
-            digest.update(state_of(self.root / path))
+            digest.update(state_of(self._file(index)))
         return digest.hexdigest()
+
+    @property
+    def at_once(self) -> int:
+        """How many samples are best read at a time, for want of an answer rather than of work."""
+        return 1
+
+    def give_up(self) -> None:
+        """End what other threads are reading, if it can take long: a user wants the run to end."""
+
+    def _file(self, index: int) -> Path:
+        file = self.root / self.paths[index]
+        assert isinstance(file, Path)  # noqa: S101  of what lies elsewhere there are subclasses
+        return file
 
 
 def state_of(file: Path) -> bytes:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from adaptkit.data.cache import PixelCache
 from adaptkit.data.folder import list_images
 from adaptkit.data.listing import Listing
-from adaptkit.errors import DataError
+from adaptkit.data.place import Place
+from adaptkit.errors import DataError, Stopped
 from adaptkit.transform import Transform
 
 
@@ -67,6 +68,13 @@ class _Samples(Dataset[_Read]):
             return _Read(transform.pixels(found), "")
         except DataError as error:
             return _Read(None, str(error))
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[_Read]:
+        """Read the samples of a batch, some of them at a time where that is quicker."""
+        if self.listing.at_once == 1:
+            return [self[number] for number in numbers]
+        with ThreadPoolExecutor(self.listing.at_once) as pool:
+            return list(pool.map(self.__getitem__, numbers))
 
 
 class ImageLoader(DataLoader[_Read]):
@@ -187,7 +195,8 @@ class ImageLoader(DataLoader[_Read]):
         data = _Samples(self.listing, self.transform, indices, self.fast_jpeg)
         if self.num_workers and indices:
             return _by_processes(data, self.batch_size or 1, self.num_workers)
-        threads = torch.get_num_threads() if self.listing.shape is None else 0
+        threads = max(torch.get_num_threads(), self.listing.at_once)
+        threads = threads if self.listing.shape is None else 0
         return _by_threads(data, threads, self.batch_size or 1)
 
     @property
@@ -226,7 +235,7 @@ class ImageLoader(DataLoader[_Read]):
 
         Those that have none are left out.
         """
-        return [size for size in map(self.listing.size, self._indices()) if size]
+        return [size for size in self.listing.sizes(self._indices()) if size]
 
     def paths(self) -> list[Path]:
         """Return the names of its samples, in its order."""
@@ -298,7 +307,7 @@ class ImageLoader(DataLoader[_Read]):
 
 
 def image_folder(
-    root: str | Path,
+    root: str | Place,
     *,
     transform: Transform | None,
     classes: Sequence[str] | None = None,
@@ -364,6 +373,10 @@ def _by_threads(data: _Samples, threads: int, ahead: int) -> Generator[_Read, No
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except (KeyboardInterrupt, Stopped):
+        pool.shutdown(wait=False, cancel_futures=True)
+        data.listing.give_up()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-_MOST_OPEN = 256  # files, of the 1,024 that a process often may have
+from adaptkit.errors import DataError
+
+MOST_OPEN = 256  # files, of the 1,024 that a process often may have
 
 
 class OpenFiles:
@@ -19,8 +21,13 @@ class OpenFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._open: dict[int, int] = {}
+        self._held = False
 
     def __reduce__(self) -> tuple[type["OpenFiles"], tuple[Sequence[Path]]]:
+        if self._held:
+            raise DataError(
+                "tar files from a URL are read by processes that are forked: leave out --workers"
+            )
         return OpenFiles, (self.paths,)
 
     def __del__(self) -> None:
@@ -28,10 +35,18 @@ class OpenFiles:
             os.close(descriptor)
         OpenFiles.open_in_all -= len(self._open)
 
+    def hold(self) -> None:
+        """Open all, so that they can be read when they have no name any more."""
+        for number, path in enumerate(self.paths):
+            if number not in self._open:
+                self._open[number] = os.open(path, os.O_RDONLY)
+                OpenFiles.open_in_all += 1
+        self._held = True
+
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return bytes of a file."""
         descriptor = self._open.get(number)
-        if descriptor is None and OpenFiles.open_in_all < _MOST_OPEN:
+        if descriptor is None and OpenFiles.open_in_all < MOST_OPEN:
             # Without a lock, which a process forked meanwhile would find locked for ever.
             opened = os.open(self.paths[number], os.O_RDONLY)
             descriptor = self._open.setdefault(number, opened)

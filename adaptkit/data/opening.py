@@ -1,23 +1,25 @@
 """Whatever holds a target's samples, as batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptkit.data import columns, stored
+from adaptkit.data import columns, shards, stored
 from adaptkit.data.arrays import list_array, list_table
 from adaptkit.data.columns import PATH, read_columns
 from adaptkit.data.folder import EXTENSIONS, list_images
 from adaptkit.data.listing import Listing
 from adaptkit.data.loader import ImageLoader, check
 from adaptkit.data.manifest import list_manifest
+from adaptkit.data.place import Place, Remote, place
 from adaptkit.data.shards import is_sharded, list_shards
+from adaptkit.data.stored import read_arrays
 from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
 
 def open(  # noqa: A001  adaptkit.data.open is what it is called by
-    path: str | Path,
+    path: str | Place,
     *,
     transform: Transform | None = None,
     classes: Sequence[str] | None = None,
@@ -40,7 +42,9 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     ========================  =====================================================================
 
     Args:
-        path: of the target.
+        path: of the target: on this machine, or a URL such as s3://bucket/images/ or
+            https://host/images/ (`pip install "adaptkit[remote]"`), by fsspec. Of a folder nothing
+            is fetched but its list, and then what is read.
         transform: from an image to the model's input, as `Checkpoint.transform` has it; None for a
             model that takes no images.
         classes: the names of the model's outputs, as `Checkpoint.classes` has them.
@@ -51,6 +55,7 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
 
     Raises:
         DataError: what is wrong with the target, or with the arguments.
+        DependencyError: what reads this kind of file or of URL is not installed.
 
     >>> import tempfile, numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +73,7 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
 
 
 def listed(
-    path: str | Path,
+    path: str | Place,
     *,
     pixels: bool = True,
     classes: Sequence[str] | None = None,
@@ -84,39 +89,58 @@ def listed(
 
     Raises:
         DataError: what is wrong with the target.
+        DependencyError: what reads this kind of file or of URL is not installed.
     """
-    path = Path(path)
+    path = place(path)
     kind = _kind(path)
     known: dict[str, Any] = {"classes": classes, "outputs": outputs}
     if kind == "shards":
         return list_shards(path, **known)
     if kind == "array":
-        return list_array(path, pixels=pixels, **known)
+        return list_array(path, _read(path, read_arrays), pixels=pixels, **known)
     if kind == "table":
-        frame = read_columns(path)
+        frame = _read(path, read_columns)
         of_files = PATH in frame.columns
         return (list_manifest if of_files else list_table)(path, frame, **known)
     return list_images(path, **known)
 
 
-def shape_of(path: str | Path, *, pixels: bool) -> tuple[int, ...] | None:
+def shape_of(path: str | Place, *, pixels: bool) -> tuple[int, ...] | None:
     """Return the shape of samples that are ready for a model; None of images.
 
     Raises:
         DataError: what is wrong with the target.
     """
-    images = _kind(Path(path)) in ("folder", "shards")
+    images = _kind(place(path)) in ("folder", "shards")
     return None if images else listed(path, pixels=pixels).shape
 
 
-def _kind(path: Path) -> str:
+def is_file(path: Place) -> bool:
+    """Whether a target is one file; a URL's ending says so."""
+    return path.is_file() if isinstance(path, Path) else _kind(path) != "folder"
+
+
+def _read(path: Place, reader: Callable[[Path], Any]) -> Any:
+    if isinstance(path, Path):
+        return reader(path)
+    from adaptkit.data.connections import read_file
+
+    return read_file(path, reader)
+
+
+def _kind(path: Place) -> str:
     suffix = path.suffix.lower()
-    try:
-        is_file, is_there = path.is_file(), path.exists()
-        if is_sharded(path):
+    if isinstance(path, Remote):
+        if suffix and path.name.lower().endswith(shards.SUFFIXES):
             return "shards"
-    except (OSError, ValueError):  # which list_images names
-        return "folder"
+        is_file = is_there = suffix in (*columns.SUFFIXES, *stored.SUFFIXES, *EXTENSIONS)
+    else:
+        try:
+            is_file, is_there = path.is_file(), path.exists()
+            if is_sharded(path):
+                return "shards"
+        except (OSError, ValueError):  # which list_images names
+            return "folder"
     if not is_there and suffix in (*columns.SUFFIXES, *stored.SUFFIXES, ".tar"):
         raise DataError(f"there is no file {path}")
     if not is_file:

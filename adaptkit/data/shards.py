@@ -20,7 +20,8 @@ from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.folder import EXTENSIONS
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
-from adaptkit.data.open_files import OpenFiles
+from adaptkit.data.open_files import MOST_OPEN, OpenFiles
+from adaptkit.data.place import Place, Remote, without_secrets
 from adaptkit.data.webdataset import KNOWN, samples
 from adaptkit.errors import DataError, few
 
@@ -53,15 +54,17 @@ class ShardListing(Listing):
         files: the tar files.
         where: shape (N, 3), int64: of each image its file, and its offset and size in it.
         reasons: why an image cannot be had, by its index.
+        stamp: what is said of the size and time of change of files from elsewhere.
     """
 
-    given: Path = Path()
+    given: Place = Path()
     files: OpenFiles = field(default_factory=lambda: OpenFiles(()), repr=False)
     where: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64), repr=False)
     reasons: Mapping[int, str] = field(default_factory=dict, repr=False)
+    stamp: str = ""
 
     @property
-    def source(self) -> Path:
+    def source(self) -> Place:
         """The tar file, the folder or the pattern, for messages."""
         return self.given
 
@@ -98,7 +101,7 @@ class ShardListing(Listing):
         digest = hashlib.sha256(repr((self.labels, self.weights)).encode())
         for path in self.paths:
             digest.update(os.fsencode(path) + b"\0")
-        digest.update(self.where.tobytes())
+        digest.update(self.where.tobytes() + self.stamp.encode())
         for number in sorted(set(self.where[:, 0].tolist())):
             digest.update(state_of(self.files.paths[number]))
         return digest.hexdigest()
@@ -140,7 +143,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def list_shards(
-    path: Path, *, classes: Sequence[str] | None = None, outputs: int | None = None
+    path: Place, *, classes: Sequence[str] | None = None, outputs: int | None = None
 ) -> ShardListing:
     """Return the images in tar files, and what stands there of each, by the files' headers alone.
 
@@ -153,7 +156,8 @@ def list_shards(
     there twice, is listed as an image that cannot be read.
 
     Args:
-        path: a tar file, a folder of them, or a pattern like ``shard-{000..012}.tar``.
+        path: a tar file, a folder of them, or a pattern like ``shard-{000..012}.tar``. Those at a
+            URL (no folder) are fetched whole, into temporary files without a name.
         classes: the names of the model's outputs, if they are known.
         outputs: how many outputs the model has, if that is known.
 
@@ -172,15 +176,43 @@ def list_shards(
     >>> [str(path) for path in found.paths], found.labels
     (['a.tar/7.png'], [1])
     """
-    files = OpenFiles(_expanded(path))
-    root = path if path.is_dir() else path.parent
+    if isinstance(path, Path):
+        paths = _expanded(path)
+        root = path if path.is_dir() else path.parent
+        shards = [
+            file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+            for file in paths
+        ]
+        return _list(path, root, OpenFiles(paths), shards, classes, outputs)
+    from adaptkit.data.connections import fetched, stamp_of
+
+    places = [Remote(url) for url in _each(path.url)]
+    if len(places) > MOST_OPEN:
+        raise DataError(
+            f"{path}: expected at most {MOST_OPEN} tar files at URLs, got {len(places):,}"
+        )
+    shards = [str(where).removeprefix(f"{path.parent}/") for where in places]
+    with fetched(places) as copies:
+        files = OpenFiles(copies)
+        listing = _list(path, path.parent, files, shards, classes, outputs)
+        files.hold()
+    return replace(listing, stamp=" ".join(map(stamp_of, places)))
+
+
+def _list(
+    path: Place,
+    root: Place,
+    files: OpenFiles,
+    shards: Sequence[str],
+    classes: Sequence[str] | None,
+    outputs: int | None,
+) -> ShardListing:
     names: list[str] = []
     where = array("q")
     said: dict[str, list[str]] = {what: [] for what in KNOWN}
     reasons: dict[int, str] = {}
     cut: list[str] = []
-    for number, file in enumerate(files.paths):
-        shard = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+    for number, (file, shard) in enumerate(zip(files.paths, shards, strict=True)):
         for sample in samples(file):
             if not sample.name:
                 cut.append(shard)
@@ -222,21 +254,27 @@ def _expanded(path: Path) -> list[Path]:
     if path.is_dir():
         every = (p for p in path.iterdir() if p.name.lower().endswith(SUFFIXES))
         return sorted(p for p in every if not p.name.startswith("."))
-    found = [str(path)]
+    return [Path(text) for text in _each(str(path))]
+
+
+def _each(pattern: str) -> list[str]:
+    """Return what a pattern stands for."""
+    found = [pattern]
     while match := _RANGE.search(found[0]):
         first, last = match[1], match[2]
         numbers = range(int(first), int(last) + 1)
         if not 0 < len(numbers) * len(found) <= _MOST_FILES:
-            raise DataError(f"{path}: expected 1 to {_MOST_FILES:,} files, got {len(numbers):,}")
+            most = f"1 to {_MOST_FILES:,} files"
+            raise DataError(f"{without_secrets(pattern)}: expected {most}, got {len(numbers):,}")
         width = len(first) if first.startswith("0") else 0
         found = [_RANGE.sub(f"{n:0{width}}", text, count=1) for text in found for n in numbers]
-    return [Path(text) for text in found]
+    return found
 
 
 def _labels(
     values: Sequence[str],
     names: Sequence[str],
-    path: Path,
+    path: Place,
     classes: Sequence[str] | None,
     outputs: int | None,
 ) -> tuple[list[int] | None, list[str] | None, str]:
@@ -249,7 +287,7 @@ def _labels(
 
 
 def _every(
-    values: Sequence[str], what: str, names: Sequence[str], path: Path
+    values: Sequence[str], what: str, names: Sequence[str], path: Place
 ) -> Sequence[str] | None:
     """Return what every sample says of itself, None where none does."""
     if not any(values):
@@ -259,7 +297,7 @@ def _every(
     return values
 
 
-def _numbers(values: Sequence[str], path: Path) -> list[float]:
+def _numbers(values: Sequence[str], path: Place) -> list[float]:
     try:
         return as_weights(np.array(values, dtype=np.float64), path)
     except ValueError:

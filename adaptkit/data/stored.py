@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from adaptkit.data.place import Place
 from adaptkit.errors import DataError, few
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
@@ -126,7 +127,7 @@ _READERS: dict[str, Callable[[Path], dict[str, Array]]] = {
 }
 
 
-def chosen(arrays: Mapping[str, Array], keys: tuple[str, ...], path: Path) -> Array:
+def chosen(arrays: Mapping[str, Array], keys: tuple[str, ...], path: Place) -> Array:
     """Return the array that holds the samples: of a usual name, or the only one.
 
     Raises:

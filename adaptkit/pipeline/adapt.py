@@ -11,7 +11,7 @@ import torch
 from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint, checkpoint_files, output_paths
-from adaptkit.data import ImageLoader
+from adaptkit.data import ImageLoader, Place, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import world
 from adaptkit.errors import EstimationError
@@ -102,7 +102,7 @@ class Run:
 
 def adapt_folder(
     source: str | Path,
-    target: str | Path,
+    target: str | Place,
     *,
     out: str | Path | None = None,
     report: str | Path | None = None,
@@ -121,7 +121,7 @@ def adapt_folder(
     stats_only: bool = False,
     certify: bool = False,
     holdout: float = 0,
-    source_data: str | Path | None = None,
+    source_data: str | Place | None = None,
     class_shares: str | Path = AUTO,
     guard: Literal["auto", "off", "report"] = "auto",
     domains: Literal["one", "auto"] = "one",
@@ -142,7 +142,8 @@ def adapt_folder(
 
     Args:
         source: a checkpoint file; never written.
-        target: class folders, or a flat or nested folder of unlabelled images.
+        target: class folders, or a flat or nested folder of unlabelled images; or whatever else
+            `adaptkit.data.open` takes, also behind a URL.
         out: the adapted checkpoint; by default ``<source stem>-adapted<suffix>`` in the current
             folder.
         report: the CSV; by default beside `out`. The JSON and the page lie beside the CSV.
@@ -200,6 +201,7 @@ def adapt_folder(
         AdaptkitError: what is wrong with the checkpoint, the folder or the outputs; nothing has
             been written then.
     """
+    target, source_data = place(target), place(source_data) if source_data else None
     arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
     arguments |= spelled_out(said)
     parameters = signature(adapt_folder).parameters
@@ -250,9 +252,9 @@ def adapt_folder(
             if method == "adabn":
                 check_layers(checkpoint)
             head = head_of(checkpoint, target)
-            loader = open_samples(checkpoint, head, Path(target), batch_size, workers, fast_jpeg)
+            loader = open_samples(checkpoint, head, target, batch_size, workers, fast_jpeg)
             of_source = source_data and open_samples(
-                checkpoint, head, Path(source_data), batch_size, workers, fast_jpeg
+                checkpoint, head, source_data, batch_size, workers, fast_jpeg
             )
             if method == "adain" or input_fit:
                 check_images(loader, *([of_source] if of_source else []))
@@ -555,7 +557,7 @@ def _details(
     return {
         "command": line,
         "versions": versions(),
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
+        "arguments": {k: str(v) if isinstance(v, Place) else v for k, v in arguments.items()},
         "seed": arguments["seed"],
         "device": str(where),
         "processes": world().size,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from adaptkit.checkpoint import SUFFIXES, budget, checkpoint_files, output_paths, suffix_of
+from adaptkit.data import Place, place
 from adaptkit.device import resolve_device
 from adaptkit.errors import DataError, EstimationError, OutputError
 from adaptkit.files import check_outputs, write_files
@@ -40,7 +41,7 @@ class Calibrated:
 
 def calibrate_checkpoint(
     source: str | Path,
-    source_data: str | Path,
+    source_data: str | Place,
     out: str | Path | None = None,
     *,
     most_bytes: int | None = None,
@@ -79,7 +80,7 @@ def calibrate_checkpoint(
         AdaptkitError: what is wrong with the checkpoint, the images or the output; nothing has been
             written then.
     """
-    source = Path(source)
+    source, source_data = Path(source), place(source_data)
     end = suffix_of(source)
     suffix = end if end in SUFFIXES or source.suffix in SUFFIXES else ".pt"
     out = Path(out) if out else Path(f"{source.name.removesuffix(end)}-calibrated{suffix}")
@@ -94,7 +95,7 @@ def calibrate_checkpoint(
     head = head_of(checkpoint, source_data)
     if head.kind != "classes":
         raise EstimationError(f"{source} gives no classes to calibrate: expected a classifier")
-    images = open_samples(checkpoint, head, Path(source_data), batch_size, workers, fast_jpeg)
+    images = open_samples(checkpoint, head, source_data, batch_size, workers, fast_jpeg)
     if images.listing.classes is None:
         why = images.listing.note or "it has no labels"
         raise DataError(f"{source_data}: expected labels, as class folders give them: {why}")

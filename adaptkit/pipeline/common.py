@@ -13,7 +13,7 @@ from typing import Any
 
 from adaptkit import __version__
 from adaptkit.checkpoint import SUFFIXES, Checkpoint, suffix_of
-from adaptkit.data import ImageLoader
+from adaptkit.data import ImageLoader, Place
 from adaptkit.distributed import World, world
 from adaptkit.errors import DataError, OutputError
 from adaptkit.estimation import Statistics
@@ -159,7 +159,7 @@ def agree(
     world: World,
     checkpoint: Checkpoint,
     arguments: Mapping[str, Any],
-    loaders: Mapping[str, ImageLoader | str | Path | None],
+    loaders: Mapping[str, ImageLoader | Place | str | None],
 ) -> None:
     """Make sure that all processes of a job do the same: code, arguments, checkpoint, images.
 

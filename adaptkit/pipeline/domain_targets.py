@@ -5,11 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
-
-from adaptkit.data import ImageLoader, Listing
-from adaptkit.data.decode import Needed
+from adaptkit.data import ImageLoader, Listing, Place, Remote, is_file
+from adaptkit.data.chained import chained
 from adaptkit.data.shards import is_sharded
 from adaptkit.errors import DataError, few, shown
 
@@ -41,14 +38,14 @@ class DomainTargets:
         members: the places of each domain's samples among those.
     """
 
-    target: Path
+    target: Place
     names: Sequence[str]
-    opened: Callable[[Path], ImageLoader]
+    opened: Callable[[Place], ImageLoader]
     as_one: ImageLoader | None = None
     members: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
-    def of_column(cls, target: Path, opened: Callable[[Path], ImageLoader]) -> "DomainTargets":
+    def of_column(cls, target: Place, opened: Callable[[Place], ImageLoader]) -> "DomainTargets":
         """Take the domains that a file says its samples are of.
 
         Raises:
@@ -66,7 +63,8 @@ class DomainTargets:
             DataError: what is wrong with its folder.
         """
         if self.as_one is None:
-            return self.opened(self.target / name)
+            folder = self.target / name
+            return self.opened(folder if isinstance(folder, Path) else folder.as_folder())
         return self.as_one.of(self.as_one.listing.at(self.members[name]))
 
     @property
@@ -96,58 +94,41 @@ class DomainTargets:
             chosen = [self.members[name][i] for name, some in places.items() for i in some]
             listing = self.as_one.listing.at(chosen)
             return self.as_one.of(replace(listing, labels=None, classes=None))
-        parts: list[Listing] = []
+        parts: dict[str, Listing] = {}
         for name, some in places.items():
             loader = self.loader(name)
-            parts.append(loader.listing.at(some))
-        return loader.of(_Joined.of(self.target, dict(zip(places, parts, strict=True))))
+            parts[name] = loader.listing.at(some)
+        return loader.of(chained(self.target, parts))
 
 
-@dataclass(frozen=True)
-class _Joined(Listing):
-    """Listings of whatever kind as one, without labels.
-
-    Args:
-        parts: the listings.
-        where: of each sample its listing, and its index in that.
-    """
-
-    parts: Sequence[Listing] = ()
-    where: Sequence[tuple[int, int]] = ()
-
-    @classmethod
-    def of(cls, root: Path, parts: Mapping[str, Listing]) -> "_Joined":
-        """Join listings by name."""
-        paths = [Path(name, path) for name, part in parts.items() for path in part.paths]
-        where = [(k, i) for k, part in enumerate(parts.values()) for i in range(len(part))]
-        return cls(root, paths, parts=list(parts.values()), where=where)
-
-    def read(self, index: int, needed: Needed | None = None) -> Image.Image | Tensor:
-        """Return a sample."""
-        part, place = self.where[index]
-        return self.parts[part].read(place, needed)
-
-    def at(self, indices: Sequence[int]) -> "_Joined":
-        """Return some of the samples, in this order."""
-        found = super().at(indices)
-        assert isinstance(found, _Joined)  # noqa: S101
-        return replace(found, where=[self.where[i] for i in indices])
-
-
-def are_in_one(target: Path) -> bool:
+def are_in_one(target: Place) -> bool:
     """Whether a target's samples lie in one file, or in tar files, and not in a folder a domain."""
     try:
-        return target.is_file() or is_sharded(target)
+        return is_file(target) or (isinstance(target, Path) and is_sharded(target))
     except (OSError, ValueError):  # which `folders_in` names
         return False
 
 
-def folders_in(target: Path) -> tuple[list[str], list[str]]:
+def folders_in(target: Place) -> tuple[list[str], list[str]]:
     """Return the names of a folder's folders, and a note on what lies beside them.
 
     Raises:
         DataError: there is none, or it cannot be read.
     """
+    if isinstance(target, Remote):
+        from adaptkit.data import remote
+
+        names, beside = remote.folders_in(target)
+    else:
+        names, beside = _folders_in(target)
+    if not names:
+        raise DataError(f"{target} holds no folders: expected one for each domain")
+    files = f"{len(beside):,} file{'' if len(beside) == 1 else 's'}"
+    note = f"{files} beside the domains' folders passed over: {few(sorted(beside))}."
+    return sorted(names), [note] if beside else []
+
+
+def _folders_in(target: Path) -> tuple[list[str], list[str]]:
     names: list[str] = []
     beside: list[str] = []
     try:
@@ -159,14 +140,10 @@ def folders_in(target: Path) -> tuple[list[str], list[str]]:
         raise DataError(f"there is no folder {target}") from None
     except OSError as error:
         raise DataError(f"cannot read the folder {target}: {error.strerror}") from None
-    if not names:
-        raise DataError(f"{target} holds no folders: expected one for each domain")
-    files = f"{len(beside):,} file{'' if len(beside) == 1 else 's'}"
-    note = f"{files} beside the domains' folders passed over: {few(sorted(beside))}."
-    return sorted(names), [note] if beside else []
+    return names, beside
 
 
-def _members(target: Path, listing: Listing) -> dict[str, list[int]]:
+def _members(target: Place, listing: Listing) -> dict[str, list[int]]:
     if listing.domains is None:
         raise DataError(
             f"{target} says of no sample which domain it is of: name a column 'domain', or give a "

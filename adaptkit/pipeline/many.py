@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint
-from adaptkit.data import ImageLoader
+from adaptkit.data import ImageLoader, Place, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
 from adaptkit.errors import EstimationError, OutputError
@@ -111,7 +111,7 @@ class DomainsRun:
 
 def adapt_domain_folders(
     source: str | Path,
-    target: str | Path,
+    target: str | Place,
     *,
     out: str | Path | None = None,
     device: str = "auto",
@@ -126,7 +126,7 @@ def adapt_domain_folders(
     layers: Sequence[str] | None = None,
     prior: float = 0,
     holdout: float = 0,
-    source_data: str | Path | None = None,
+    source_data: str | Place | None = None,
     class_shares: str | Path = AUTO,
     guard: Literal["auto", "off", "report"] = "auto",
     seed: int = 0,
@@ -190,6 +190,7 @@ def adapt_domain_folders(
         AdaptkitError: what is wrong with the checkpoint, the folders, or an argument; or a result
             cannot be written. What concerns one domain alone is said in its row.
     """
+    target, source_data = place(target), place(source_data) if source_data else None
     arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
     arguments |= {"domains": "folder", **spelled_out(said)}
     defaults = {n: p.default for n, p in signature(adapt_domain_folders).parameters.items()}
@@ -199,21 +200,21 @@ def adapt_domain_folders(
         where = resolve_device(device)
         autocast(precision, where)  # which refuses what is unknown
         folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
-        of_column = are_in_one(Path(target))
-        names, notes = ([], []) if of_column else folders_in(Path(target))
-        _check_folder(folder, Path(target))
+        of_column = are_in_one(target)
+        names, notes = ([], []) if of_column else folders_in(target)
+        _check_folder(folder, target)
         checkpoint = open_checkpoint(source, **said)
         check_layers(checkpoint)
         norm_layers(checkpoint.model.to(where), layers)  # which refuses names that are none
         head = head_of(checkpoint, target)
 
-        def opened(path: Path) -> ImageLoader:
+        def opened(path: Place) -> ImageLoader:
             return open_samples(checkpoint, head, path, batch_size, workers, fast_jpeg)
 
         targets = (
-            DomainTargets.of_column(Path(target), opened)
+            DomainTargets.of_column(target, opened)
             if of_column
-            else DomainTargets(Path(target), names, opened)
+            else DomainTargets(target, names, opened)
         )
         domains = targets.names
     agree(together, checkpoint, arguments | {"domains": domains}, {"the target": targets.as_one})
@@ -225,7 +226,8 @@ def adapt_domain_folders(
             results.check(domains, force=force)
             results_of(results).check([POOLED], force=force)
             read = [*checkpoint.files, *source_files(said), *_shares_file(class_shares)]
-            _make_folder(folder, [*read, *([Path(target)] if Path(target).is_file() else [])])
+            here = [target] if isinstance(target, Path) and target.is_file() else []
+            _make_folder(folder, [*read, *here])
     adapter = DomainAdapter(
         model=checkpoint.model,
         head=head,
@@ -373,9 +375,9 @@ def _check(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _check_folder(folder: Path, target: Path) -> None:
+def _check_folder(folder: Path, target: Place) -> None:
     """Refuse a folder for results that would be a domain, or cannot be made."""
-    if folder.resolve().is_relative_to(target.resolve()):
+    if isinstance(target, Path) and folder.resolve().is_relative_to(target.resolve()):
         raise OutputError(f"{folder} lies in {target} and would be taken for a domain: give --out")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out a folder")
@@ -413,7 +415,7 @@ def _known(
     of_source = None
     if source_data:
         how = (arguments[name] for name in ("batch_size", "workers", "fast_jpeg"))
-        of_source = open_samples(checkpoint, head, Path(source_data), *how)
+        of_source = open_samples(checkpoint, head, source_data, *how)
         if targets.as_one is not None:
             check_alike(of_source, targets.as_one)
     calibration, why_not = guarding.known_calibration(
@@ -443,18 +445,23 @@ def _made_from(
     layers = arguments["layers"]
     found = {
         "checkpoint": checkpoint.sha256,
-        "target": str(Path(arguments["target"]).resolve()),
+        "target": _whole(arguments["target"]),
         "arch": checkpoint.arch,
         "arch_kwargs": {name: str(value) for name, value in checkpoint.arch_kwargs.items()},
         "transform": checkpoint.transform and checkpoint.transform.to_dict(),
         "classes": list(checkpoint.classes or ()) if arguments["classes"] else None,
         **{name: arguments[name] for name in _MATTERS},
         "layers": None if layers is None else list(layers),
-        "source_data": str(Path(source_data).resolve()) if source_data else None,
+        "source_data": source_data and _whole(source_data),
         "class_shares": AUTO if shares is None else shares.tolist(),
     }
     as_read_again: dict[str, Any] = json.loads(json.dumps(found))
     return as_read_again
+
+
+def _whole(where: Place) -> str:
+    """Return a place as text that is the same from every folder."""
+    return str(where.resolve() if isinstance(where, Path) else where)
 
 
 def _details(
@@ -468,7 +475,7 @@ def _details(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return what the summary's JSON says beside the rows."""
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    given = {k: str(v) if isinstance(v, Place) else v for k, v in arguments.items()}
     return {
         "command": line,
         "versions": versions(),

@@ -13,7 +13,7 @@ from adaptkit import data
 from adaptkit.batches import device_of
 from adaptkit.checkpoint import Checkpoint, load_checkpoint
 from adaptkit.checkpoint.nesting import find
-from adaptkit.data import ImageLoader, class_names
+from adaptkit.data import ImageLoader, Place, class_names
 from adaptkit.errors import AdaptkitError, CheckpointError, few
 from adaptkit.transform import Transform
 
@@ -86,7 +86,7 @@ class Head:
     size: int | None
 
 
-def head_of(checkpoint: Checkpoint, target: str | Path | None = None) -> Head:
+def head_of(checkpoint: Checkpoint, target: str | Place | None = None) -> Head:
     """Pass a blank sample through a checkpoint's model and look at what comes out.
 
     Args:
@@ -128,7 +128,7 @@ def head_of(checkpoint: Checkpoint, target: str | Path | None = None) -> Head:
 def open_samples(
     checkpoint: Checkpoint,
     head: Head,
-    target: Path,
+    target: Place,
     batch_size: int,
     workers: int,
     fast_jpeg: bool = False,

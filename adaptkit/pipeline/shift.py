@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from adaptkit.batches import inputs_of
-from adaptkit.data import ImageLoader
+from adaptkit.data import ImageLoader, Place, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import world
 from adaptkit.errors import AdaptkitError, DataError, EstimationError, OutputError
@@ -97,9 +97,9 @@ class AgainstSource:
 
 def shift_folders(
     model: str | Path,
-    target: str | Path,
+    target: str | Place,
     *,
-    source_data: str | Path | None = None,
+    source_data: str | Place | None = None,
     layer: str | None = None,
     samples: int = SAMPLES,
     report: str | Path | None = None,
@@ -141,9 +141,10 @@ def shift_folders(
         AdaptkitError: what is wrong with the checkpoint, a folder or the outputs; nothing has been
             written then.
     """
+    target, source_data = place(target), place(source_data) if source_data else None
     arguments = {k: v for k, v in locals().items() if k not in ("progress", "said")}
     arguments |= spelled_out(said)
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    arguments = {k: str(v) if isinstance(v, Place) else v for k, v in arguments.items()}
     clock = Clock()
     csv = Path(report) if report else Path(f"{Path(model).stem}-shift.csv")
     if csv.suffix != ".csv":
@@ -163,10 +164,8 @@ def shift_folders(
                 f"{why_nothing_to_adapt(net)}"
             )
         head = head_of(checkpoint, target)
-        every = open_samples(checkpoint, head, Path(target), batch_size, workers, fast_jpeg)
-        of_source = source_data and open_samples(
-            checkpoint, head, Path(source_data), batch_size, workers
-        )
+        every = open_samples(checkpoint, head, target, batch_size, workers, fast_jpeg)
+        of_source = source_data and open_samples(checkpoint, head, source_data, batch_size, workers)
         if of_source:
             check_alike(of_source, every)
     agree(together, checkpoint, arguments, {"the target": every, "the source data": of_source})
