@@ -58,7 +58,7 @@ def adapt(
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
         **options: of `estimate`: mode, samples, tolerance, memory, layers, weight, precision,
-            forward, on_bad, seed, progress.
+            forward, on_bad, seed, resume, progress.
 
     Returns:
         The adapted model, its training flags as they were.

@@ -63,6 +63,53 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(inputs_of(batch))
 
 
+class Caller:
+    """Calls a model on batch after batch on one device, in the order of memory that is fastest.
+
+    On a CPU images go in with their channels last, on which convolutions take three quarters of the
+    time; a model that cannot have that, as it calls view() on its feature maps, gets them as they
+    come. The results differ by rounding.
+
+    Args:
+        model: in whatever mode it is.
+        device: where it is.
+        forward: called as ``forward(model, batch)``; by default `call`.
+
+    >>> Caller(nn.Flatten(), torch.device("cpu"))(torch.ones(2, 3, 4, 4)).shape
+    torch.Size([2, 48])
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, forward: Forward | None = None
+    ) -> None:
+        self._model, self._device, self._forward = model, device, forward or call
+        self._as_they_come = device.type != "cpu"
+
+    def __call__(self, batch: Any) -> Any:
+        """Return what the model gives of a batch, which is brought to the device."""
+        batch = to_device(batch, self._device)
+        if self._as_they_come:
+            return self._forward(self._model, batch)
+        try:
+            return self._forward(self._model, _channels_last(batch))
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+        self._as_they_come = True
+        return self._forward(self._model, batch)
+
+
+def _channels_last(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        images = batch.ndim == 4 and batch.is_floating_point()
+        return batch.contiguous(memory_format=torch.channels_last) if images else batch
+    if isinstance(batch, Mapping):
+        return {k: _channels_last(v) for k, v in batch.items()}
+    if type(batch) in (tuple, list):
+        return type(batch)(_channels_last(v) for v in batch)
+    return batch
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return a batch with every tensor in it on `device`, its structure kept.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptkit import norms
-from adaptkit.batches import Forward, call, describe, device_of, labels_of, to_device
+from adaptkit.batches import Caller, Forward, describe, device_of, labels_of
 from adaptkit.distributed import Share, world
 from adaptkit.errors import DataError
 
@@ -121,10 +121,10 @@ def evaluate_dense(
     predicted: list[Tensor] = []
     confusion: list[Tensor] = []
     sure: list[Tensor] = []
-    share = Share.of(loader, world())
+    share, run = Share.of(loader, world()), Caller(model, where, forward)
     with share.world.united(), norms.evaluating(model), torch.no_grad():
         for batch in share:
-            logits = _logits((forward or call)(model, to_device(batch, where)))
+            logits = _logits(run(batch))
             classes = logits.shape[1]
             log_p = logits.float().log_softmax(1)
             p = log_p.exp()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptkit import norms
-from adaptkit.batches import Forward, call, describe, device_of, labels_of, to_device
+from adaptkit.batches import Caller, Forward, describe, device_of, labels_of
 from adaptkit.device import resolve_device
 from adaptkit.distributed import Share, world
 from adaptkit.errors import DataError
@@ -106,10 +106,10 @@ def evaluate(
     losses: list[tuple[Tensor, Tensor, Tensor]] = []
     classes = 0
     count = 0
-    share = Share.of(loader, world())
+    share, run = Share.of(loader, world()), Caller(model, where, forward)
     with share.world.united(), norms.evaluating(model), torch.no_grad():
         for batch in share:
-            output = (forward or call)(model, to_device(batch, where))
+            output = run(batch)
             logits = logits_of(output)
             classes = classes or logits.shape[1]
             if logits.shape[1] != classes:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptkit import norms
-from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
+from adaptkit.batches import Caller, Forward, device_of, inputs_of
 from adaptkit.distributed import Share, world
 from adaptkit.errors import DataError
 
@@ -62,7 +62,7 @@ def features(
         model = norms.unwrap(model)  # DDP's forward is one of all processes
     where = device_of(model)
     found: list[NDArray[np.float32]] = []
-    share = Share.of(loader, world())
+    share, run = Share.of(loader, world()), Caller(model, where, forward)
     with (
         share.world.united(),
         Tap(model, layer) as tap,
@@ -70,7 +70,7 @@ def features(
         torch.no_grad(),
     ):
         for batch in share:
-            (forward or call)(model, to_device(batch, where))
+            run(batch)
             found.append(tap.take(None if forward else len(inputs_of(batch))))
             if progress:
                 progress("features", sum(map(len, found)), None)

@@ -195,7 +195,7 @@ def dist_timeout(function: F) -> F:
 
 
 def reading(function: F) -> F:
-    """--device, --batch-size, --workers, --skip-bad: how folders of images are read and run."""
+    """--device, --batch-size, --workers, --fast-jpeg, --skip-bad: how images are read and run."""
     for option in reversed(
         (
             click.option(
@@ -220,6 +220,11 @@ def reading(function: F) -> F:
                 show_default=True,
                 metavar="N",
                 help="Processes that decode images; 0 uses this one.",
+            ),
+            click.option(
+                "--fast-jpeg",
+                is_flag=True,
+                help="Decode large JPEG files at part of their size: faster, not quite the same.",
             ),
             click.option(
                 "--skip-bad",

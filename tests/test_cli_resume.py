@@ -185,6 +185,8 @@ def test_what_was_stopped_is_not_lost_unasked(here: Path, monkeypatch: pytest.Mo
     assert refused.stderr.startswith("Error: source-adapted.pt.resume is broken, or no file of")
     Path("source-adapted.pt.resume").write_bytes(kept["source-adapted.pt.resume"])
     assert {name: Path(name).read_bytes() for name in there()} == kept
+    assert run(*STREAM, "--force", "--target", "none").exit_code == 1
+    assert {name: Path(name).read_bytes() for name in there()} == kept
     anew = run(*STREAM, "--force")
     assert anew.exit_code == 0, anew.output
     assert "went on" not in anew.stdout

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from adaptkit import DataError
+from adaptkit import DataError, Transform, image_folder
 from adaptkit.data import decode
 
 RNG = np.random.default_rng(0)
@@ -187,3 +188,60 @@ def test_what_the_system_refuses(
     monkeypatch.setattr(Image, "open", refuse)  # root, as whom CI may run, is refused nothing
     with pytest.raises(DataError, match=f"^{reason or 'MemoryError'}$"):
         decode(path)
+
+
+def photograph(folder: Path, size: tuple[int, int], orientation: int = 1) -> Path:
+    """A smooth picture with some detail, as JPEG."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = folder / f"{size[0]}-{orientation}.jpg"
+    noise.resize(size, Image.Resampling.BICUBIC).save(path, quality=92, exif=exif)
+    return path
+
+
+CROP = Transform((112, 112), resize="crop", resize_size=128)
+
+
+@pytest.mark.parametrize(
+    ("transform", "size", "orientation", "expected"),
+    [
+        (CROP, (2000, 1500), 1, (500, 375)),
+        (CROP, (2048, 1024), 1, (512, 256)),
+        (CROP, (2046, 1022), 1, (1023, 511)),
+        (CROP, (2000, 1500), 6, (375, 500)),
+        (CROP, (1000, 500), 1, (1000, 500)),
+        (Transform((100, 50)), (2000, 1500), 1, (500, 375)),
+        (Transform((100, 50)), (2000, 1500), 6, (188, 250)),
+        (Transform((100, 50), interpolation="nearest"), (2000, 1500), 1, (2000, 1500)),
+    ],
+)
+def test_large_jpegs_are_decoded_at_a_scale_that_leaves_twice_of_what_is_needed(
+    tmp_path: Path,
+    transform: Transform,
+    size: tuple[int, int],
+    orientation: int,
+    expected: tuple[int, int],
+) -> None:
+    path = photograph(tmp_path, size, orientation)
+    whole, scaled = decode(path), decode(path, transform.needed)
+    assert whole.size == (size if orientation == 1 else size[::-1])
+    assert scaled.size == expected
+    least = min(s / w for s, w in zip(scaled.size, transform.resized(whole.size), strict=True))
+    assert least >= 2 or scaled.size == whole.size
+    apart = transform.pixels(scaled).int() - transform.pixels(whole).int()
+    assert apart.abs().double().mean() < 4  # turned the wrong way it would be 80
+
+
+def test_what_is_no_jpeg_is_decoded_whole(tmp_path: Path) -> None:
+    Image.new("L", (1000, 800)).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", CROP.needed).size == (1000, 800)
+
+
+def test_images_are_decoded_whole_unless_asked_otherwise(tmp_path: Path) -> None:
+    path = photograph(tmp_path, (2048, 1024))
+    plain, fast = (image_folder(tmp_path, transform=CROP, fast_jpeg=how) for how in (False, True))
+    assert torch.equal(next(iter(plain))[0], CROP(decode(path)))
+    assert torch.equal(next(iter(fast.subset([0])))[0], CROP(decode(path, CROP.needed)))
+    assert not torch.equal(next(iter(fast)), next(iter(plain)))

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from adaptkit import DataError, Transform, data
-from adaptkit.data import shards
+from adaptkit.data import open_files
 from adaptkit.data.shards import list_shards
 
 GREY = Transform(image_size=(4, 4), channels=1, mean=(0.0,), std=(1.0,))
@@ -158,7 +158,7 @@ def test_images_in_a_folder_come_before_tar_files(tmp_path: Path) -> None:
 
 
 def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_MOST_OPEN", 3)
+    monkeypatch.setattr(open_files, "_MOST_OPEN", 3)
     for i in range(30):
         tar(tmp_path / f"{i:02}.tar", ("a.png", png(i)), ("b.png", png(100 + i)))
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -100,3 +100,33 @@ def test_dicts(labels: Any) -> None:
 def test_what_it_refuses(batches: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate(Echo(), batches)
+
+
+class Viewing(nn.Module):
+    """Calls view() on its feature maps, as channels that lie last do not allow."""
+
+    def __init__(self, *, views: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.views = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2), views
+        self.layouts: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        y = self.conv(x)
+        logits: Tensor = self.head(y.view(len(x), -1) if self.views else y.flatten(1))
+        return logits
+
+
+def test_images_go_in_with_channels_last_where_a_model_can_have_that() -> None:
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(part, torch.tensor([0, 1])) for part in x.split(2)]
+    able, unable = Viewing(views=False), Viewing(views=True)
+    first, second = (evaluate(model, batches).nll for model in (able, unable))
+    assert first is not None
+    assert second is not None
+    assert able.layouts == [True] * 3
+    assert unable.layouts == [True, False, False, False]
+    np.testing.assert_allclose(first, second, rtol=1e-5)
+    expected = -unable(x).log_softmax(1)[torch.arange(6), torch.tensor([0, 1] * 3)]
+    np.testing.assert_allclose(second, expected.detach().numpy(), rtol=1e-5)

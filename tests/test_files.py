@@ -1,4 +1,4 @@
-"""check_outputs() and write_files(): whole or not at all."""
+"""check_outputs(), write_files() and replace_file(): whole or not at all."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adaptkit import OutputError
-from adaptkit.files import check_outputs, write_files
+from adaptkit.files import check_outputs, remove_file, replace_file, write_files
 
 
 def test_files_are_written_with_the_usual_mode(tmp_path: Path) -> None:
@@ -176,3 +176,43 @@ def test_a_failure_at_the_second_move_puts_the_first_file_back(
     with pytest.raises(OutputError, match=r"cannot write .*b: Input/output error"):
         write_files({tmp_path / "a": b"new", tmp_path / "b": b"new", tmp_path / "c": b"new"})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
+
+
+def test_a_file_that_is_replaced_is_never_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.resume"
+    replace_file(path, b"old")
+
+    def stopped(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # as SIGKILL would, it leaves what it was writing
+        patch.setattr(os, "fsync", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            replace_file(path, b"half")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.resume", "a.resume.part"]
+    assert path.read_bytes() == b"old"
+    replace_file(path, b"new")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"new"]
+    (tmp_path / "a.resume.part").write_bytes(b"half")
+    remove_file(path)
+    remove_file(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_replaced(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"not ours")
+    (tmp_path / "a.part").symlink_to(outside)
+    replace_file(tmp_path / "a", b"ours")
+    assert outside.read_bytes() == b"not ours"
+    for path in (tmp_path / "none" / "a", tmp_path / "\0"):
+        with pytest.raises(OutputError, match="cannot write"):
+            replace_file(path, b"")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        replace_file(tmp_path / "b", b"")
+    with pytest.raises(OutputError, match="cannot remove"):
+        remove_file(tmp_path / "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "outside"]

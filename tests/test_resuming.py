@@ -3,11 +3,14 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jobs import job, values
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -161,6 +164,23 @@ def test_what_ctrl_c_stops_loses_nothing_that_was_found(
     assert data.read < 800
     assert next(at for at in seen if at[0] == "streaming") == ("streaming", 768, 1400)
     assert names(tmp_path) == []
+
+
+@given(
+    st.lists(st.integers(0, 700), max_size=4),
+    st.lists(st.sampled_from([1, 30, 64, 100, 256, 300]), min_size=5, max_size=5),
+    st.sampled_from([300, 513, 514, 700]),
+)
+@settings(max_examples=15)
+def test_stopped_anywhere_and_in_any_batches(
+    tmp_path_factory: pytest.TempPathFactory, stops: list[int], sizes: list[int], samples: int
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "pass.resume"
+    for after, size in zip(stops, sizes, strict=False):
+        with suppress(KeyboardInterrupt):
+            streamed(Images(interrupted, after), path, batch_size=size, samples=samples)
+    found = streamed(Images(), path, batch_size=sizes[-1], samples=samples)
+    assert plain(found) == plain(streamed(Images(), None, samples=samples))
 
 
 def test_memory_at_the_time_does_not_matter(

@@ -1,5 +1,6 @@
 """What a run sees beside its scores: features in the same pass, and pictures of what changed."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +136,14 @@ def test_pictures_are_small_and_named(images: ImageLoader) -> None:
         assert len(picture.data) < 10_000
 
 
-def test_an_image_that_has_vanished_since_is_shown_as_it_was_seen(images: ImageLoader) -> None:
+def test_pictures_are_of_what_was_read_and_need_no_file(images: ImageLoader) -> None:
     nets = Net(), Net()
     nets[1].head.weight.data.neg_()
     before, after = (evaluate(net, images) for net in nets)
     first = next(iter(pictures(before, after, images, None)))
     (images.listing.root / first.name).unlink()
-    assert next(iter(pictures(before, after, images, None))) == first
+    again = next(iter(pictures(before, after, images, None)))
+    assert again == first
+    seen = Image.open(io.BytesIO(again.data))
+    height, width = images.transform.image_size  # type: ignore[union-attr]
+    assert seen.size == (width, height)

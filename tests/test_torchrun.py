@@ -159,6 +159,31 @@ def test_a_process_that_raises_hangs_or_is_killed(here: Path) -> None:
     assert "rank 0" in faulty("kill:20", rank=0)
 
 
+@pytest.mark.slow
+def test_a_stream_goes_on_in_as_many_processes(here: Path) -> None:
+    small = ("--memory", "200KB", "--batch-size", "4")  # several chunks
+    line = (*LINE, "--mode", "stream", "--guard", "off", *small, "--out", "out.pt")
+    whole = torchrun(2, "-m", "cli", *line)
+    assert whole.returncode == 0, whole.stderr
+    outputs = sorted(path.name for path in Path().glob("out*"))
+    due = {name: Path(name).read_bytes() for name in ("out.pt", "out.csv")}
+    for name in outputs:
+        Path(name).unlink()
+    # One is killed when the source's scores are there, the other one then told to end.
+    script = str(ROOT / "tests" / "faulty.py")
+    stopped = torchrun(2, script, "kill:80", "1", *line, "--dist-timeout", "8")
+    assert stopped.returncode != 0
+    assert sorted(path.name for path in Path().glob("out*")) == [
+        "out.pt.resume",
+        "out.pt.resume.scores",
+    ]
+    done = torchrun(2, "-m", "cli", *line, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Note: went on after \d+ images of a run that was stopped", done.stdout)
+    assert sorted(path.name for path in Path().glob("out*")) == outputs
+    assert {name: Path(name).read_bytes() for name in due} == due
+
+
 def test_other_commands_and_domains_work_in_one_process(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

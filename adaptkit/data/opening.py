@@ -24,6 +24,7 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     outputs: int | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
 ) -> ImageLoader:
     """Open a target, whatever it is, as batches in a fixed order.
 
@@ -46,6 +47,7 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
         outputs: how many outputs the model has, for where `classes` is not known.
         batch_size: samples a batch.
         workers: processes that read images; 0 reads in this one.
+        fast_jpeg: see `image_folder`.
 
     Raises:
         DataError: what is wrong with the target, or with the arguments.
@@ -60,7 +62,9 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     """
     check(batch_size, workers)
     listing = listed(path, pixels=transform is not None, classes=classes, outputs=outputs)
-    return ImageLoader(listing, transform, batch_size=batch_size, workers=workers)
+    return ImageLoader(
+        listing, transform, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg
+    )
 
 
 def listed(

@@ -2,72 +2,46 @@
 
 import hashlib
 import io
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from adaptkit.data.columns import as_weights, whole
-from adaptkit.data.decode import decode, image_size
+from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.folder import EXTENSIONS
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
-from adaptkit.data.tar import Member, members
+from adaptkit.data.open_files import OpenFiles
+from adaptkit.data.webdataset import KNOWN, samples
 from adaptkit.errors import DataError, few
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_FILES = 100_000
-_MOST_OPEN = 128  # files, of the 1,024 that a process often may have
-_MOST_IMAGE = 2**30  # bytes of an image file
-_MOST_WORDS = 2**20  # bytes of what is said of one
 _HEAD = 2**18  # bytes of an image file in which its size mostly stands
-_SAID = ("cls", "json")
 
 
-class _Files:
-    """Tar files that are read at any place by any thread, most of them opened once.
+class _Names(Sequence[Path]):
+    """Names of images, as paths only while they are looked at: a million of those take 400 MB."""
 
-    Several of these, as of many domains, share how many files may be open.
-    """
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
 
-    open_in_all: ClassVar[int] = 0
+    def __len__(self) -> int:
+        return len(self.texts)
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
-        self._open: dict[int, int] = {}
-
-    def __reduce__(self) -> tuple[type["_Files"], tuple[Sequence[Path]]]:
-        return _Files, (self.paths,)
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        type(self).open_in_all -= len(self._open)
-
-    def read(self, number: int, offset: int, size: int) -> bytes:
-        """Return bytes of a file."""
-        descriptor = self._open.get(number)
-        if descriptor is None and _Files.open_in_all < _MOST_OPEN:
-            # Without a lock, which a process forked meanwhile would find locked for ever.
-            opened = os.open(self.paths[number], os.O_RDONLY)
-            descriptor = self._open.setdefault(number, opened)
-            if descriptor == opened:
-                type(self).open_in_all += 1
-            else:
-                os.close(opened)
-        if descriptor is not None:
-            return os.pread(descriptor, size, offset)
-        with self.paths[number].open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+    def __getitem__(self, number: Any) -> Any:
+        found = self.texts[number]
+        return _Names(found) if isinstance(number, slice) else Path(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +56,7 @@ class ShardListing(Listing):
     """
 
     given: Path = Path()
-    files: _Files = field(default_factory=lambda: _Files(()), repr=False)
+    files: OpenFiles = field(default_factory=lambda: OpenFiles(()), repr=False)
     where: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64), repr=False)
     reasons: Mapping[int, str] = field(default_factory=dict, repr=False)
 
@@ -91,9 +65,9 @@ class ShardListing(Listing):
         """The tar file, the folder or the pattern, for messages."""
         return self.given
 
-    def read(self, index: int, *how: Any) -> Image.Image:
-        """Return an image; `how` is of `decode`."""
-        return decode(io.BytesIO(self._content(index)), *how)
+    def read(self, index: int, needed: Needed | None = None) -> Image.Image:
+        """Return an image."""
+        return decode(io.BytesIO(self._content(index)), needed)
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Return the (width, height) of an image as it is stored; None where there is none."""
@@ -108,8 +82,12 @@ class ShardListing(Listing):
         """Return some of the images, in this order."""
         found = super().at(indices)
         assert isinstance(found, ShardListing)  # noqa: S101
-        reasons = {n: self.reasons[i] for n, i in enumerate(indices) if i in self.reasons}
-        return replace(found, where=self.where[list(indices)], reasons=reasons)
+        return replace(
+            found,
+            paths=_Names([str(path) for path in found.paths]),
+            where=self.where[list(indices)],
+            reasons={n: self.reasons[i] for n, i in enumerate(indices) if i in self.reasons},
+        )
 
     def contents(self) -> str:
         """Return the SHA-256 of where the images lie."""
@@ -194,43 +172,43 @@ def list_shards(
     >>> [str(path) for path in found.paths], found.labels
     (['a.tar/7.png'], [1])
     """
-    files = _Files(_expanded(path))
+    files = OpenFiles(_expanded(path))
     root = path if path.is_dir() else path.parent
-    samples: list[_Sample] = []
-    ends: list[str] = []
+    names: list[str] = []
+    where = array("q")
+    said: dict[str, list[str]] = {what: [] for what in KNOWN}
+    reasons: dict[int, str] = {}
+    cut: list[str] = []
     for number, file in enumerate(files.paths):
-        found, ended = _samples(files, number, _named(file, root))
-        samples += found
-        ends += [] if ended else [file.name]
-    if not samples:
+        shard = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+        for sample in samples(file):
+            if not sample.name:
+                cut.append(shard)
+                continue
+            if sample.image.reason:
+                reasons[len(names)] = sample.image.reason
+            names.append(f"{shard}/{sample.name}")
+            where.extend((number, sample.image.offset, sample.image.size))
+            for what, values in said.items():
+                values.append(sys.intern(sample.said.get(what, "")))
+    if not names:
         raise DataError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
-    labels, names, note = _labels(samples, path, classes, outputs)
-    domains = _every(samples, "domain", path)
-    weights = _every(samples, "weight", path)
-    cut = f"{few(ends)}: without the mark that ends a tar file, so perhaps cut off." if ends else ""
-    where = [(s.file, s.image.offset, s.image.size) for s in samples]
+    labels, of_classes, note = _labels(said["label"], names, path, classes, outputs)
+    domains, weights = (_every(said[what], what, names, path) for what in ("domain", "weight"))
+    end = f"{few(cut)}: without the mark that ends a tar file, so perhaps cut off." if cut else ""
     return ShardListing(
         root=root,
-        paths=[Path(s.name) for s in samples],
+        paths=_Names(names),
         labels=labels,
-        classes=names,
-        note=" ".join(filter(None, (note, cut))),
+        classes=of_classes,
+        note=" ".join(filter(None, (note, end))),
         domains=domains,
         weights=_numbers(weights, path) if weights else None,
         given=path,
         files=files,
-        where=np.array(where, dtype=np.int64),
-        reasons={i: s.image.reason for i, s in enumerate(samples) if s.image.reason},
+        where=np.array(where, dtype=np.int64).reshape(-1, 3),
+        reasons=reasons,
     )
-
-
-class _Sample(NamedTuple):
-    """An image, and what stands beside it: of `_SAID`, and of JSON."""
-
-    file: int
-    name: str
-    image: Member
-    said: Mapping[str, str]
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -255,99 +233,29 @@ def _expanded(path: Path) -> list[Path]:
     return [Path(text) for text in found]
 
 
-def _named(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
-
-
-def _samples(files: _Files, number: int, shard: str) -> tuple[list[_Sample], bool]:
-    """Return the samples in a tar file, in the order of their images, and whether it has an end."""
-    parts: dict[str, list[Member]] = {}
-    ended = True
-    for member in members(files.paths[number]):
-        if not member.name:
-            ended = False
-            continue
-        steps = [step for step in member.name.split("/") if step not in ("", ".")]
-        if any(step.startswith(".") and step != ".." for step in steps):
-            continue  # hidden, as what macOS adds for each file
-        member = member._replace(name="/".join(steps))
-        key, extension = _key(member.name)
-        if extension in _SAID or f".{extension.rpartition('.')[2]}" in EXTENSIONS:
-            parts.setdefault(key, []).append(member)
-    found = []
-    for key, some in parts.items():
-        said = _said(files, number, some)
-        for image, name in _images(key, some):
-            found.append(_Sample(number, f"{shard}/{name}", image, said))
-    return found, ended
-
-
-def _key(name: str) -> tuple[str, str]:
-    """Part a member's name at the first point behind the last slash.
-
-    >>> _key("a.b/7.seg.png")
-    ('a.b/7', 'seg.png')
-    """
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
-def _images(key: str, some: Sequence[Member]) -> Iterator[tuple[Member, str]]:
-    """Yield a sample's image, and the name of each member that should be one; the first is it.
-
-    Where an extension is an image's alone, as in 7.jpg, those of more than one point, as 7.seg.png,
-    are something else of the sample.
-    """
-    every = [m for m in some if f".{_key(m.name)[1].rpartition('.')[2]}" in EXTENSIONS]
-    plain = [m for m in every if "." not in _key(m.name)[1]] or every
-    for place, member in enumerate(plain):
-        reason, name = member.reason, member.name
-        if place:
-            reason = f"another image of {key}, which has {_key(plain[0].name)[1]} already"
-            name = f"{name}#{place + 1}"
-        elif member.size > _MOST_IMAGE and not reason:
-            reason = "larger than 1 GiB"
-        yield member._replace(reason=reason), name
-
-
-def _said(files: _Files, number: int, some: Sequence[Member]) -> dict[str, str]:
-    """Return what the members beside an image say of it; of what cannot be read nothing."""
-    found: dict[str, str] = {}
-    for member in some:
-        extension = _key(member.name)[1]
-        if extension not in _SAID or member.reason or member.size > _MOST_WORDS:
-            continue
-        try:
-            text = files.read(number, member.offset, member.size).decode("utf-8").strip()
-            told = json.loads(text) if extension == "json" else {"label": text}
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(told, dict):
-            known = {k: v for k, v in told.items() if k in ("label", "domain", "weight")}
-            found |= {k: str(v) for k, v in known.items() if isinstance(v, (str, int, float))}
-    return found
-
-
 def _labels(
-    samples: Sequence[_Sample], path: Path, classes: Sequence[str] | None, outputs: int | None
+    values: Sequence[str],
+    names: Sequence[str],
+    path: Path,
+    classes: Sequence[str] | None,
+    outputs: int | None,
 ) -> tuple[list[int] | None, list[str] | None, str]:
-    values = [sample.said.get("label", "") for sample in samples]
     if not any(values):
-        folders = [PurePosixPath(sample.name).parent.name for sample in samples]
+        folders = [PurePosixPath(name).parent.name for name in names] if classes else []
         if not classes or not set(folders) <= set(classes):
             return None, None, ""
         values = folders
-    return as_indices(whole(values), path, classes=classes, outputs=outputs)
+    return as_indices(whole(list(values)), path, classes=classes, outputs=outputs)
 
 
-def _every(samples: Sequence[_Sample], what: str, path: Path) -> list[str] | None:
+def _every(
+    values: Sequence[str], what: str, names: Sequence[str], path: Path
+) -> Sequence[str] | None:
     """Return what every sample says of itself, None where none does."""
-    values = [sample.said.get(what, "") for sample in samples]
     if not any(values):
         return None
     if "" in values:
-        raise DataError(f"{path}: {samples[values.index('')].name} has no {what}, and others have")
+        raise DataError(f"{path}: {names[values.index('')]} has no {what}, and others have")
     return values
 
 

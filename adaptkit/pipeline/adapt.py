@@ -101,6 +101,7 @@ def adapt_folder(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
     mode: Literal["exact", "stream"] = "exact",
     samples: int | Literal["all"] | None = None,
     tolerance: float | None = None,
@@ -145,6 +146,7 @@ def adapt_folder(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch; it does not change the statistics.
         workers: processes that decode images; 0 decodes in this one.
+        fast_jpeg: see `adaptkit.image_folder`.
         mode: as for `estimate`, like the next five.
         samples: how many images the statistics are taken from at most, or "all".
         tolerance: as many as it takes for this standard error.
@@ -223,7 +225,7 @@ def adapt_folder(
         )
     long_run = LongRun.of(outputs.checkpoint, mode=mode, domains=domains)
     with together.united():
-        long_run.begin(resume=resume, force=force)
+        long_run.check(resume=resume, force=force)
     places = Places(outputs.checkpoint)
     beside = places.all() if domains == "auto" else []
     check_holdout(holdout)
@@ -239,15 +241,18 @@ def adapt_folder(
             if method == "adabn":
                 check_layers(checkpoint)
             head = head_of(checkpoint, target)
-            loader = open_samples(checkpoint, head, Path(target), batch_size, workers)
+            loader = open_samples(checkpoint, head, Path(target), batch_size, workers, fast_jpeg)
             of_source = source_data and open_samples(
-                checkpoint, head, Path(source_data), batch_size, workers
+                checkpoint, head, Path(source_data), batch_size, workers, fast_jpeg
             )
             if method == "adain" or input_fit:
                 check_images(loader, *([of_source] if of_source else []))
             if of_source:
                 check_alike(of_source, loader)
         agree(together, checkpoint, arguments, {"the target": loader, "the source data": of_source})
+        if not resume:  # and not before it is known that the run can begin
+            with together.united():
+                long_run.end()
         calibration = shares = None
         why_not = ""
         if asked or given_shares is not None:

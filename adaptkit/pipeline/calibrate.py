@@ -47,6 +47,7 @@ def calibrate_checkpoint(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
     seed: int = 0,
     force: bool = False,
     skip_bad: bool = False,
@@ -67,6 +68,7 @@ def calibrate_checkpoint(
         device: as for `adapt_folder`, like the next three.
         batch_size: images a batch.
         workers: processes that decode images.
+        fast_jpeg: see `adaptkit.image_folder`.
         seed: of the draws behind `Calibration.typicality`.
         force: replace an output that exists.
         skip_bad: go on even if more than a tenth of the images cannot be read.
@@ -92,7 +94,7 @@ def calibrate_checkpoint(
     head = head_of(checkpoint, source_data)
     if head.kind != "classes":
         raise EstimationError(f"{source} gives no classes to calibrate: expected a classifier")
-    images = open_samples(checkpoint, head, Path(source_data), batch_size, workers)
+    images = open_samples(checkpoint, head, Path(source_data), batch_size, workers, fast_jpeg)
     if images.listing.classes is None:
         why = images.listing.note or "it has no labels"
         raise DataError(f"{source_data}: expected labels, as class folders give them: {why}")

@@ -51,8 +51,8 @@ class LongRun:
         streams = mode == "stream" and domains == "one"
         return cls(Resume(path) if streams else None, path.with_name(f"{path.name}.scores"))
 
-    def begin(self, *, resume: bool, force: bool) -> None:
-        """See to it that only a run that is to go on finds files of an earlier one.
+    def check(self, *, resume: bool, force: bool) -> None:
+        """See to it that files of a run that was stopped are used, or removed, only when asked.
 
         Raises:
             EstimationError: there is nothing to go on with in such a run.
@@ -69,8 +69,6 @@ class LongRun:
                 f"{there[0]} is of a run that was stopped: give --resume to go on, or --force to "
                 f"begin anew"
             )
-        if not resume:
-            self.end()
 
     def there(self) -> list[Path]:
         """Return the files that are there."""

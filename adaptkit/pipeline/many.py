@@ -117,6 +117,7 @@ def adapt_domain_folders(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
     mode: Literal["exact", "stream"] = "exact",
     samples: int | Literal["all"] | None = None,
     tolerance: float | None = None,
@@ -167,6 +168,7 @@ def adapt_domain_folders(
         device: as for `adapt_folder`, like all that follow.
         batch_size: as there.
         workers: as there.
+        fast_jpeg: as there.
         mode: as there.
         samples: as there.
         tolerance: as there.
@@ -206,7 +208,7 @@ def adapt_domain_folders(
         head = head_of(checkpoint, target)
 
         def opened(path: Path) -> ImageLoader:
-            return open_samples(checkpoint, head, path, batch_size, workers)
+            return open_samples(checkpoint, head, path, batch_size, workers, fast_jpeg)
 
         targets = (
             DomainTargets.of_column(Path(target), opened)
@@ -410,7 +412,7 @@ def _known(
         return None, None, ""
     of_source = None
     if source_data:
-        how = arguments["batch_size"], arguments["workers"]
+        how = (arguments[name] for name in ("batch_size", "workers", "fast_jpeg"))
         of_source = open_samples(checkpoint, head, Path(source_data), *how)
         if targets.as_one is not None:
             check_alike(of_source, targets.as_one)

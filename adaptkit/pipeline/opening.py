@@ -126,7 +126,12 @@ def head_of(checkpoint: Checkpoint, target: str | Path | None = None) -> Head:
 
 
 def open_samples(
-    checkpoint: Checkpoint, head: Head, target: Path, batch_size: int, workers: int
+    checkpoint: Checkpoint,
+    head: Head,
+    target: Path,
+    batch_size: int,
+    workers: int,
+    fast_jpeg: bool = False,
 ) -> ImageLoader:
     """Open a target as a checkpoint's model takes samples; of labels only those of classes count.
 
@@ -141,6 +146,7 @@ def open_samples(
         outputs=head.size if named else None,
         batch_size=batch_size,
         workers=workers,
+        fast_jpeg=fast_jpeg,
     )
     if named or loader.listing.labels is None:
         return loader

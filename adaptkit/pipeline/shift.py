@@ -106,6 +106,7 @@ def shift_folders(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    fast_jpeg: bool = False,
     seed: int = 0,
     force: bool = False,
     skip_bad: bool = False,
@@ -128,6 +129,7 @@ def shift_folders(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: images a batch.
         workers: processes that decode images; 0 decodes in this one.
+        fast_jpeg: see `adaptkit.image_folder`.
         seed: decides which images are drawn, and everything else that is random.
         force: replace outputs that exist.
         skip_bad: go on even if more than a tenth of the images cannot be read.
@@ -161,7 +163,7 @@ def shift_folders(
                 f"{why_nothing_to_adapt(net)}"
             )
         head = head_of(checkpoint, target)
-        every = open_samples(checkpoint, head, Path(target), batch_size, workers)
+        every = open_samples(checkpoint, head, Path(target), batch_size, workers, fast_jpeg)
         of_source = source_data and open_samples(
             checkpoint, head, Path(source_data), batch_size, workers
         )

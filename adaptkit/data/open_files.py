@@ -1,0 +1,37 @@
+"""Files that are read at any place, by any thread."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+_MOST_OPEN = 256  # files, of the 1,024 that a process often may have
+
+
+class OpenFiles:
+    """Tar files that are read at any place by any thread, most of them opened once."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._open: dict[int, int] = {}
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[Sequence[Path]]]:
+        return OpenFiles, (self.paths,)
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Return bytes of a file."""
+        descriptor = self._open.get(number)
+        if descriptor is None and len(self._open) < _MOST_OPEN:
+            # Without a lock, which a process forked meanwhile would find locked for ever.
+            opened = os.open(self.paths[number], os.O_RDONLY)
+            descriptor = self._open.setdefault(number, opened)
+            if descriptor != opened:
+                os.close(opened)
+        if descriptor is not None:
+            return os.pread(descriptor, size, offset)
+        with self.paths[number].open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
