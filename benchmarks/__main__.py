@@ -14,6 +14,7 @@ from adaptkit import DependencyError
 from benchmarks import (
     corruptions,
     cost,
+    decode,
     domains,
     exactness,
     guard,
@@ -52,6 +53,7 @@ BENCHMARKS = {
     "exactness": Benchmark(exactness.run, exactness.figure),
     "target-size": Benchmark(target_size.run, target_size.figure),
     "cost": Benchmark(cost.run, cost.figure),
+    "decode": Benchmark(decode.run, decode.figure),
     "throughput": Benchmark(throughput.run, throughput.figure),
     "warm": Benchmark(throughput.run_warm, throughput.figure),
     "memory": Benchmark(memory.run, memory.figure),

@@ -9,6 +9,7 @@ import pandas as pd
 from benchmarks import (
     corruptions,
     cost,
+    decode,
     domains,
     exactness,
     guard,
@@ -71,6 +72,8 @@ TABLES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "label-shift-no-gain": ("label-shift", label_shift.no_gain),
     "mixtures-no-gain": ("mixtures", mixtures.no_gain),
     "cost": ("cost", cost.summary),
+    "decode": ("decode", decode.summary),
+    "decode-agreement": ("decode", decode.agreements),
     "domains": ("domains", domains.summary),
     "scaling": ("scaling", scaling.summary),
     "scaling-measured": ("scaling", scaling_model.measured_table),

@@ -98,3 +98,23 @@ def test_only_what_the_sample_needs_is_decoded(place: Path, decodes: Counter[Pat
     assert run.statistics.samples <= 20
     assert set(decodes.values()) == {1}
     assert len(decodes) == 30 + 20
+
+
+def test_a_model_that_stays_as_it_is_is_not_run_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stages: list[str] = []
+    run = adapt_folder(
+        place / "source.pt",
+        place / "source",
+        source_data=place / "source",
+        device="cpu",
+        progress=lambda stage, *_: stages.append(stage),
+    )
+    assert run.decision is not None
+    assert run.decision.choice == "source"
+    assert "before" in stages
+    assert "after" not in stages
+    row = next(row for row in run.report.rows if row.metric == "accuracy" and row.scope == "all")
+    assert row.before == row.after

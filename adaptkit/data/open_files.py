@@ -9,7 +9,7 @@ _MOST_OPEN = 256  # files, of the 1,024 that a process often may have
 
 
 class OpenFiles:
-    """Tar files that are read at any place by any thread, most of them opened once.
+    """Files that are read at any place by any thread, most of them opened once.
 
     Several of these, as of many domains, share how many files may be open.
     """
@@ -26,7 +26,7 @@ class OpenFiles:
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
-        type(self).open_in_all -= len(self._open)
+        OpenFiles.open_in_all -= len(self._open)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return bytes of a file."""
@@ -36,7 +36,7 @@ class OpenFiles:
             opened = os.open(self.paths[number], os.O_RDONLY)
             descriptor = self._open.setdefault(number, opened)
             if descriptor == opened:
-                type(self).open_in_all += 1
+                OpenFiles.open_in_all += 1
             else:
                 os.close(opened)
         if descriptor is not None:

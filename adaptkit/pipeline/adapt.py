@@ -332,7 +332,12 @@ def adapt_folder(
         done = replace(done, transform=fitted.transform)
     refuse_too_many_bad(loader, skip_bad)
     adapted, statistics = done.model, done.seen
-    after, seen_after = evaluated("after", adapted, done.to_score)
+    touched = method == "adabn" and not mixed
+    unchanged = touched and done.applied is None and done.transform is None
+    after, seen_after = before, seen_before
+    with clock.stage("after"):
+        if not unchanged:  # else it is the same model on the same images
+            after, seen_after = evaluated("after", adapted, done.to_score)
     certificate = None
     weighted = guard == guarding.AUTO and decision is not None and decision.choice in WEIGHTED
     certifiable = done.applied is not None and not weighted and not loader.weight
@@ -347,7 +352,6 @@ def adapt_folder(
                 seed=seed,
             )
 
-    touched = method == "adabn" and not mixed
     names_of_all = checkpoint.classes or loader.listing.classes
     found = reported(
         before if touched else without_layers(before),
