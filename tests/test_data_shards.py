@@ -167,11 +167,13 @@ def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(partial(value, listing), order))
     assert found == [i // 2 + 100 * (i % 2) for i in order]
+    other = list_shards(tmp_path)  # which shares with the first
+    assert [value(other, index) for index in range(60)] == found[:60]
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3 + 4
     again = pickle.loads(pickle.dumps(listing))
     assert value(again, 17) == 108
     assert again.state() == listing.state()
-    del listing, again, pool
+    del listing, other, again, pool
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
