@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from adaptkit.errors import shown
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -364,7 +366,7 @@ def _print_skipped(out: Console, skipped: Mapping[str, str]) -> None:
         return
     out.print(f"\nSkipped {len(skipped):,} that cannot be read:")
     for path, reason in list(skipped.items())[:SKIPPED_SHOWN]:
-        out.print(f"  {path}: {reason}", soft_wrap=True)
+        out.print(f"  {shown(path)}: {shown(reason)}", soft_wrap=True)
     if len(skipped) > SKIPPED_SHOWN:
         out.print(f"  and {len(skipped) - SKIPPED_SHOWN:,} more, all named in the JSON")
 

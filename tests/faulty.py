@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
+from typing import Any
 
 import adaptkit
-from adaptkit.data import listing
+from adaptkit.data import ImageLoader
 from cli import main
 
-decoded = 0
+read = 0
 
 
 def fail(kind: str) -> None:
@@ -26,17 +26,17 @@ def fail(kind: str) -> None:
 
 
 def failing(kind: str, after: int) -> None:
-    """Let the decoding of images go wrong half way."""
-    good = vars(listing)["decode"]
+    """Let the reading of images go wrong half way."""
+    good = ImageLoader._found
 
-    def decode(path: Path) -> object:
-        global decoded
-        decoded += 1
-        if decoded > after:
+    def found(self: ImageLoader, *which: Any) -> Any:
+        global read
+        read += 1
+        if read > after:
             fail(kind)
-        return good(path)
+        return good(self, *which)
 
-    vars(listing)["decode"] = decode
+    setattr(ImageLoader, "_found", found)  # noqa: B010  mypy forbids to assign it
 
 
 if __name__ == "__main__":

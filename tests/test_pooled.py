@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def test_its_pack_has_the_bytes_of_a_run_on_all_images(options: tuple[str, ...])
     assert result.exit_code == 0, result.output
     assert pack().read_bytes() == Path("source-statistics.safetensors").read_bytes()
     assert pooled()["samples"] == pooled()["images"] == 3 * EACH
+
+
+def test_a_domain_may_lie_in_a_tar_file() -> None:
+    assert adapt(*OFF, "--out", "folders").exit_code == 0
+    images = sorted(Path("domains/dark").rglob("*.png"), key=Path.as_posix)
+    with tarfile.open("dark.tar", "w") as archive:
+        for number, image in enumerate(images):
+            archive.add(image, f"{number:03}.png")
+    shutil.rmtree("domains/dark")
+    Path("domains/dark").mkdir()
+    Path("dark.tar").rename("domains/dark/0.tar")
+    assert adapt(*OFF).exit_code == 0
+    for name in ("dark.safetensors", "pooled/pooled.safetensors"):
+        found, expected = (Path(f, name).read_bytes() for f in ("source-domains", "folders"))
+        assert found == expected
 
 
 def test_what_is_held_out_in_a_domain_is_not_among_it() -> None:

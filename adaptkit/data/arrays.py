@@ -56,8 +56,7 @@ class ArrayListing(Listing):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave a mapped array behind: another process maps it anew."""
-        mapped = self.file.suffix.lower() in SUFFIXES
-        return {**self.__dict__, **({"array": None} if mapped else {})}
+        return {**self.__dict__, **({"array": None} if self._mapped else {})}
 
     @property
     def source(self) -> Path:
@@ -107,9 +106,21 @@ class ArrayListing(Listing):
         return digest.hexdigest()
 
     def state(self) -> str:
-        """Return the SHA-256 of the file's size and time of change, and of what is known."""
-        known = repr((list(self.rows), self.labels, self.weights))
-        return hashlib.sha256(state_of(self.file) + known.encode()).hexdigest()
+        """Return the SHA-256 of what is known and of a table's values, or an array's file's state.
+
+        A table is in memory, so that rows beside these may change; an array may be of any size, so
+        of its file the size and the time of change stand for all in it.
+        """
+        known: tuple[Any, ...] = (self.labels, self.weights)
+        if self._mapped or self.array is None:
+            content, known = state_of(self.file), (list(self.rows), *known)
+        else:
+            content = np.asarray(self.array)[list(self.rows)].tobytes()
+        return hashlib.sha256(content + repr(known).encode()).hexdigest()
+
+    @property
+    def _mapped(self) -> bool:
+        return self.file.suffix.lower() in SUFFIXES
 
 
 def list_array(

@@ -204,7 +204,7 @@ def _stretched(values: Floats, inside: Bools) -> Floats:
     if not inside.any():
         return np.zeros_like(values)
     low, high = float(values[inside].min()), float(values[inside].max())
-    return np.clip((values - low) / (high - low or 1), 0, 1)
+    return np.asarray(np.clip((values - low) / (high - low or 1), 0, 1))
 
 
 def _looked_up(values: NDArray[Any], item: "Dataset", header: "Dataset") -> tuple[Floats, float]:

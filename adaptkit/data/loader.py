@@ -1,9 +1,11 @@
 """Samples that are listed as batches of tensors."""
 
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -377,24 +379,47 @@ def _by_processes(data: _Samples, batch_size: int, workers: int) -> Generator[_R
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_quiet,
         generator=torch.Generator(),  # so that the global one is left alone
     )
+    batches = iter(loader)
     try:
-        for loaded in loader:
+        for loaded in batches:
             # Out of the memory that is shared with the worker, which is short and costs open files.
             found = loaded.samples
             samples = iter(() if found is None else torch.as_tensor(found).clone())
             for reason in loaded.reasons:
                 yield _Read(None if reason else next(samples), reason)
-    except RuntimeError as error:
-        # An error that a living worker raised reads "Caught ... in DataLoader worker process".
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _of_a_death(error):
             raise
+        with suppress(RuntimeError):  # of the signal that tells of the death, if it is to come
+            time.sleep(0.1)
         memory = "shared memory" if "Bus error" in str(error) else "memory"
+        error.__traceback__ = None  # else it would keep the other workers
+        del batches
         raise DataError(
             f"a process that decodes images ended unexpectedly (out of {memory}?): use fewer "
             f"workers (now {workers}), or a smaller batch size"
         ) from None
+
+
+def _of_a_death(error: Exception) -> bool:
+    """Whether an error says that a worker died; those that a living one raised are its own.
+
+    torch raises RuntimeError once it knows, and before that others where a batch breaks off.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    return not str(error).startswith("Caught ")
+
+
+def _quiet(_: int) -> None:
+    """Let a worker print nothing of a batch that it cannot hand over, as the run has ended.
+
+    What goes wrong in reading is handed over, and raised where the batches are asked for.
+    """
+    sys.excepthook = lambda *_: None
 
 
 def _collate(read: list[_Read]) -> _Loaded:

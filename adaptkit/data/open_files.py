@@ -3,12 +3,18 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 _MOST_OPEN = 256  # files, of the 1,024 that a process often may have
 
 
 class OpenFiles:
-    """Tar files that are read at any place by any thread, most of them opened once."""
+    """Files that are read at any place by any thread, most of them opened once.
+
+    Several of these, as of many domains, share how many files may be open.
+    """
+
+    open_in_all: ClassVar[int] = 0
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -20,15 +26,18 @@ class OpenFiles:
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
+        OpenFiles.open_in_all -= len(self._open)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return bytes of a file."""
         descriptor = self._open.get(number)
-        if descriptor is None and len(self._open) < _MOST_OPEN:
+        if descriptor is None and OpenFiles.open_in_all < _MOST_OPEN:
             # Without a lock, which a process forked meanwhile would find locked for ever.
             opened = os.open(self.paths[number], os.O_RDONLY)
             descriptor = self._open.setdefault(number, opened)
-            if descriptor != opened:
+            if descriptor == opened:
+                OpenFiles.open_in_all += 1
+            else:
                 os.close(opened)
         if descriptor is not None:
             return os.pread(descriptor, size, offset)

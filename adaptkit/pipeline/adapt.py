@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,15 @@ from adaptkit.pipeline.opening import (
     stated,
 )
 from adaptkit.pipeline.pictures import pictures
-from adaptkit.pipeline.scoring import Scores, Vectors, of_classes, reported, score_and_see
+from adaptkit.pipeline.scoring import (
+    Scores,
+    Seen,
+    Vectors,
+    of_classes,
+    of_the_same,
+    reported,
+    score_and_see,
+)
 from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels, some_readable
 from adaptkit.quality import confusion
 from adaptkit.report import Report, Row, verdict
@@ -273,18 +282,15 @@ def adapt_folder(
     total = len(loader.listing)
     to_adapt, to_score = parts(loader, holdout, seed)
 
-    def evaluated(
-        stage: str, net: torch.nn.Module, images: ImageLoader
-    ) -> tuple[Scores, Vectors | None]:
+    def evaluated(stage: str, net: torch.nn.Module, images: ImageLoader) -> Seen:
         with clock.stage(stage):
             count = together.part(len(images.dataset))  # type: ignore[arg-type]
             watch = progress and (lambda _, n, __: progress(stage, n, count))
             return score_and_see(net, images, head, most=SHOWN, seed=seed, progress=watch)
 
+    score_before = partial(evaluated, "before", model, to_score)
     with some_readable(to_score):
-        before, seen_before = long_run.scored(
-            checkpoint, model, to_score, arguments, lambda: evaluated("before", model, to_score)
-        )
+        seen = long_run.scored(checkpoint, model, to_score, arguments, score_before)
     refuse_too_many_bad(to_score, skip_bad)
     fitted = None
     if input_fit:
@@ -334,10 +340,11 @@ def adapt_folder(
     adapted, statistics = done.model, done.seen
     touched = method == "adabn" and not mixed
     unchanged = touched and done.applied is None and done.transform is None
-    after, seen_after = before, seen_before
-    with clock.stage("after"):
-        if not unchanged:  # else it is the same model on the same images
-            after, seen_after = evaluated("after", adapted, done.to_score)
+    score_after = partial(evaluated, "after", adapted, done.to_score)
+    with clock.stage("after"):  # of the same model on the same images where nothing changed
+        then = seen if unchanged else score_after()
+    (before, seen_before), (after, seen_after) = of_the_same(seen, then, score_before, score_after)
+    refuse_too_many_bad(loader, skip_bad)
     certificate = None
     weighted = guard == guarding.AUTO and decision is not None and decision.choice in WEIGHTED
     certifiable = done.applied is not None and not weighted and not loader.weight

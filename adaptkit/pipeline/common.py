@@ -179,9 +179,9 @@ def agree(
         if isinstance(loader, ImageLoader):
             listing = loader.listing
             known = *loader.names(), *(listing.labels or ()), *(listing.weights or ())
-            names = "\n".join(map(str, known))
+            names = "\n".join(map(str, known)).encode("utf-8", "backslashreplace")
             facts[f"samples in {name}"] = len(listing)
-            facts[f"sha256 of the names in {name}"] = sha256(names.encode()).hexdigest()[:12]
+            facts[f"sha256 of the names in {name}"] = sha256(names).hexdigest()[:12]
     world.agree(facts, "start all with the same code, arguments, checkpoint and images")
 
 

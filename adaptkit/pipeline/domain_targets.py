@@ -5,7 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from PIL import Image
+from torch import Tensor
+
 from adaptkit.data import ImageLoader, Listing
+from adaptkit.data.decode import Needed
+from adaptkit.data.shards import is_sharded
 from adaptkit.errors import DataError, few, shown
 
 _LONGEST_NAME = 200  # bytes of a domain's, to which endings are added
@@ -51,7 +56,7 @@ class DomainTargets:
                 a file.
         """
         as_one = opened(target)
-        members = _members(as_one.listing)
+        members = _members(target, as_one.listing)
         return cls(target, sorted(members), opened, as_one, members)
 
     def loader(self, name: str) -> ImageLoader:
@@ -91,11 +96,50 @@ class DomainTargets:
             chosen = [self.members[name][i] for name, some in places.items() for i in some]
             listing = self.as_one.listing.at(chosen)
             return self.as_one.of(replace(listing, labels=None, classes=None))
-        paths: list[Path] = []
+        parts: list[Listing] = []
         for name, some in places.items():
             loader = self.loader(name)
-            paths += [Path(name, loader.listing.paths[i]) for i in some]
-        return loader.of(Listing(self.target, paths))
+            parts.append(loader.listing.at(some))
+        return loader.of(_Joined.of(self.target, dict(zip(places, parts, strict=True))))
+
+
+@dataclass(frozen=True)
+class _Joined(Listing):
+    """Listings of whatever kind as one, without labels.
+
+    Args:
+        parts: the listings.
+        where: of each sample its listing, and its index in that.
+    """
+
+    parts: Sequence[Listing] = ()
+    where: Sequence[tuple[int, int]] = ()
+
+    @classmethod
+    def of(cls, root: Path, parts: Mapping[str, Listing]) -> "_Joined":
+        """Join listings by name."""
+        paths = [Path(name, path) for name, part in parts.items() for path in part.paths]
+        where = [(k, i) for k, part in enumerate(parts.values()) for i in range(len(part))]
+        return cls(root, paths, parts=list(parts.values()), where=where)
+
+    def read(self, index: int, needed: Needed | None = None) -> Image.Image | Tensor:
+        """Return a sample."""
+        part, place = self.where[index]
+        return self.parts[part].read(place, needed)
+
+    def at(self, indices: Sequence[int]) -> "_Joined":
+        """Return some of the samples, in this order."""
+        found = super().at(indices)
+        assert isinstance(found, _Joined)  # noqa: S101
+        return replace(found, where=[self.where[i] for i in indices])
+
+
+def are_in_one(target: Path) -> bool:
+    """Whether a target's samples lie in one file, or in tar files, and not in a folder a domain."""
+    try:
+        return target.is_file() or is_sharded(target)
+    except (OSError, ValueError):  # which `folders_in` names
+        return False
 
 
 def folders_in(target: Path) -> tuple[list[str], list[str]]:
@@ -122,18 +166,18 @@ def folders_in(target: Path) -> tuple[list[str], list[str]]:
     return sorted(names), [note] if beside else []
 
 
-def _members(listing: Listing) -> dict[str, list[int]]:
+def _members(target: Path, listing: Listing) -> dict[str, list[int]]:
     if listing.domains is None:
         raise DataError(
-            f"{listing.source} says of no sample which domain it is of: name a column "
-            f"'domain', or give a folder of folders"
+            f"{target} says of no sample which domain it is of: name a column 'domain', or give a "
+            f"folder of folders"
         )
     found: dict[str, list[int]] = {}
     for place, name in enumerate(listing.domains):
         found.setdefault(name, []).append(place)
     for name in found:
         if not _can_be_a_file(name):
-            raise DataError(f"{listing.source}: domain {shown(name)} cannot be the name of a file")
+            raise DataError(f"{target}: domain {shown(name)} cannot be the name of a file")
     return found
 
 

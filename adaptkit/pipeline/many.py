@@ -35,7 +35,7 @@ from adaptkit.pipeline.common import (
     versions,
 )
 from adaptkit.pipeline.domain_results import Results
-from adaptkit.pipeline.domain_targets import DomainTargets, Listed, folders_in
+from adaptkit.pipeline.domain_targets import DomainTargets, Listed, are_in_one, folders_in
 from adaptkit.pipeline.holdout import check_holdout
 from adaptkit.pipeline.methods import check_layers
 from adaptkit.pipeline.one_domain import DomainAdapter, reason_of
@@ -199,7 +199,7 @@ def adapt_domain_folders(
         where = resolve_device(device)
         autocast(precision, where)  # which refuses what is unknown
         folder = Path(out) if out else Path(f"{stem(Path(source))}-domains")
-        of_column = Path(target).is_file()
+        of_column = are_in_one(Path(target))
         names, notes = ([], []) if of_column else folders_in(Path(target))
         _check_folder(folder, Path(target))
         checkpoint = open_checkpoint(source, **said)
@@ -225,7 +225,7 @@ def adapt_domain_folders(
             results.check(domains, force=force)
             results_of(results).check([POOLED], force=force)
             read = [*checkpoint.files, *source_files(said), *_shares_file(class_shares)]
-            _make_folder(folder, [*read, *([Path(target)] if of_column else [])])
+            _make_folder(folder, [*read, *([Path(target)] if Path(target).is_file() else [])])
     adapter = DomainAdapter(
         model=checkpoint.model,
         head=head,

@@ -24,6 +24,7 @@ from adaptkit.report.layers import error_rows, layer_rows, target_of
 
 Vectors = NDArray[np.float32]
 Scores = Evaluation | DenseEvaluation | None  # None of a model whose output nothing can score
+Seen = tuple[Scores, Vectors | None]
 
 
 def score(
@@ -50,7 +51,7 @@ def score_and_see(
     most: int,
     seed: int,
     progress: Callable[[str, int, int | None], None] | None = None,
-) -> tuple[Scores, Vectors | None]:
+) -> Seen:
     """Evaluate a model, and in the same pass take the pooled features of `most` images at random.
 
     The same images for each model and loader of as many images; None where the model has no layer
@@ -93,6 +94,18 @@ def score_and_see(
         return scores, None
     ordered = np.argsort(np.concatenate([part for _, __, some in every for part in some]))
     return scores, np.concatenate(parts)[ordered]
+
+
+def of_the_same(
+    before: Seen, after: Seen, again_before: Callable[[], Seen], again_after: Callable[[], Seen]
+) -> tuple[Seen, Seen]:
+    """Score again where an image vanished between two passes, until both are of the same images."""
+    while before[0] is not None and after[0] is not None and len(before[0]) != len(after[0]):
+        if len(before[0]) > len(after[0]):
+            before = again_before()
+        else:
+            after = again_after()
+    return before, after
 
 
 def _check_one_image(model: nn.Module, tap: Tap, images: ImageLoader) -> None:

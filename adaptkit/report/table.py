@@ -153,7 +153,8 @@ class Report:
             OutputError: `path` cannot be written.
         """
         record = {"schema": SCHEMA, **self.details, "rows": [_known(row) for row in self.rows]}
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # What of a file name is no text in any encoding is in it by JSON's own escapes.
+        text = encodable(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         if path is None:
             return text
         write_files({Path(path): text.encode()})
