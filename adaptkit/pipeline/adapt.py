@@ -1,6 +1,6 @@
 """The main job from files to files; composition only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -10,15 +10,14 @@ from typing import Any, Literal
 import torch
 from typing_extensions import Unpack
 
-from adaptkit.checkpoint import Checkpoint, checkpoint_files, output_paths
+from adaptkit.checkpoint import checkpoint_files, output_paths
 from adaptkit.data import ImageLoader, Place, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import world
 from adaptkit.errors import EstimationError
-from adaptkit.estimation import Certificate, Statistics
+from adaptkit.estimation import Statistics
 from adaptkit.estimation import certify as certified
 from adaptkit.estimation.precision import Precision
-from adaptkit.estimation.statistics import as_fields
 from adaptkit.files import check_outputs, write_files
 from adaptkit.guard import ClassMix, Decision, decide
 from adaptkit.layers import Style
@@ -33,8 +32,8 @@ from adaptkit.pipeline.common import (
     command_line,
     record,
     refuse_too_many_bad,
-    versions,
 )
+from adaptkit.pipeline.describing import Features, details, more_charts, notes_of
 from adaptkit.pipeline.holdout import check_holdout, parts
 from adaptkit.pipeline.inputs import fit
 from adaptkit.pipeline.long_run import LongRun
@@ -52,22 +51,18 @@ from adaptkit.pipeline.mixed import Mixed, Places, as_stored, by_domain
 from adaptkit.pipeline.mixed import as_fields as domains_as_fields
 from adaptkit.pipeline.mixed import files as mixed_files
 from adaptkit.pipeline.opening import (
-    Head,
     Said,
     head_of,
     notes_on,
     open_checkpoint,
     open_samples,
-    preparation,
     source_files,
     spelled_out,
     stated,
 )
 from adaptkit.pipeline.pictures import pictures
 from adaptkit.pipeline.scoring import (
-    Scores,
     Seen,
-    Vectors,
     of_classes,
     of_the_same,
     reported,
@@ -77,12 +72,9 @@ from adaptkit.pipeline.shift import SAMPLES, against_source, drawn, pixels, some
 from adaptkit.quality import confusion
 from adaptkit.report import Report, Row, verdict
 from adaptkit.report.cells import csv
-from adaptkit.report.charts import Chart, layer_chart, projection_chart
 from adaptkit.report.charts.projection import POINTS as SHOWN
 
 WEIGHTED = ("balanced", "early")  # choices of the guard in which images weigh unlike
-
-_Features = tuple[Vectors | None, Vectors | None, Vectors | None]
 
 
 @dataclass(frozen=True)
@@ -369,7 +361,7 @@ def adapt_folder(
         statistics=statistics if touched else None,
         classes=loader.listing.classes or (checkpoint.classes if head.size else None),
         seed=seed,
-        details=_details(
+        details=details(
             line,
             {**arguments, "out": outputs.checkpoint, "report": outputs.csv},
             checkpoint,
@@ -415,9 +407,9 @@ def adapt_folder(
         notes.append("the target looks like one domain.")
     if certify and mixed:
         notes.append("no certificate: each image has its own domain's statistics.")
-    notes += _notes(loader, statistics if touched else None)
+    notes += notes_of(loader, statistics if touched else None)
     skipped = dict(loader.skipped)
-    features: _Features = (None, seen_before, seen_after)
+    features: Features = (None, seen_before, seen_after)
     if of_source:
         with clock.stage("source"):
             added = against_source(
@@ -443,7 +435,7 @@ def adapt_folder(
     found = replace(
         found,
         details={**found.details, **words},
-        charts=(*found.charts, *_more_charts(done.rows, features, seed)),
+        charts=(*found.charts, *more_charts(done.rows, features, seed)),
     )
 
     def results() -> dict[Path, bytes]:
@@ -507,98 +499,3 @@ def adapt_folder(
         moved=moved,
         decision=decision,
     )
-
-
-def _more_charts(rows: Sequence[Row], features: _Features, seed: int) -> Iterator[Chart]:
-    """Yield the charts that `compare` cannot know of: of the method's own rows, and of features."""
-    source, before, after = features
-    charts = [layer_chart(rows)]
-    if before is not None and after is not None and len(before) == len(after):
-        charts.append(projection_chart(before, after, source, seed=seed))
-    yield from (chart for chart in charts if chart is not None)
-
-
-def _notes(loader: ImageLoader, statistics: Statistics | None) -> Iterator[str]:
-    if loader.listing.note:
-        yield loader.listing.note
-    if loader.listing.domains and (count := len(set(loader.listing.domains))) > 1:
-        yield f"{count:,} domains taken as one; --domains folder adapts to each."
-    if statistics is None:
-        return
-    if statistics.limited:
-        yield (
-            f"memory allowed {statistics.samples:,} images for the statistics; more need "
-            f"--memory, or --mode stream."
-        )
-    if statistics.mode == "stream":
-        yield "streamed statistics are an approximation."
-    if statistics.unvisited:
-        yield f"no image passed {', '.join(statistics.unvisited)}, left as they were."
-
-
-def _details(
-    line: str,
-    arguments: dict[str, Any],
-    checkpoint: Checkpoint,
-    head: Head,
-    where: torch.device,
-    loader: ImageLoader,
-    statistics: Statistics | None,
-    done: Adapted,
-    before: Scores,
-    after: Scores,
-    clock: Clock,
-    certificate: Certificate | None,
-    guard: dict[str, Any] | None,
-    more: dict[str, Any],
-) -> dict[str, Any]:
-    """Return what the JSON file says beside the rows."""
-    first, second = of_classes(before), of_classes(after)
-    return {
-        "command": line,
-        "versions": versions(),
-        "arguments": {k: str(v) if isinstance(v, Place) else v for k, v in arguments.items()},
-        "seed": arguments["seed"],
-        "device": str(where),
-        "processes": world().size,
-        "method": arguments["method"],
-        "checkpoint": {
-            "sha256": checkpoint.sha256,
-            "arch": checkpoint.arch,
-            "arch_kwargs": checkpoint.arch_kwargs,
-            "adapted": checkpoint.adapted,
-        },
-        "layers": {
-            "adapted": list(done.applied or ()),
-            "unvisited": [] if statistics is None else list(statistics.unvisited),
-        },
-        "outputs": {"kind": head.kind, "classes": head.size},
-        "transform": loader.transform and loader.transform.to_dict(),
-        "transform_from": checkpoint.transform_from,
-        "prepared": preparation(checkpoint, loader.listing.shape),
-        "transform_after": done.transform and done.transform.to_dict(),
-        "samples": {
-            "images": len(loader.listing),
-            "labelled": first is not None and first.labels is not None,
-            "evaluated": 0 if before is None else len(before),
-            "estimated": statistics and statistics.samples,
-        },
-        "statistics": statistics and as_fields(statistics),
-        "certificate": certificate
-        and {
-            "worst": certificate.worst,
-            "mean": certificate.mean,
-            "log_variance": certificate.log_variance,
-        },
-        "transductive": None
-        if arguments["holdout"] or (done.applied is None and not more["input_fit"])
-        else "the images that were scored include those that were adapted to",
-        "accuracy_interval": {
-            "before": first and first.accuracy_interval,
-            "after": second and second.accuracy_interval,
-        },
-        "skipped": dict(loader.skipped),
-        "seconds": clock.seconds,
-        "guard": guard,
-        **more,
-    }
