@@ -39,6 +39,7 @@ ADAPTKIT = {
     "adaptkit adapt --fast-jpeg --guard off": ("--fast-jpeg", "--guard", "off"),
 }
 SCRIPTS = {"script, update_bn on as many": False, "script, update_bn on all": True}
+NETS = "efficientnet-lite0", "resnet18"  # whose predictions are compared, that runs in the race
 _ROUNDS = 3
 
 
@@ -93,11 +94,20 @@ def agreement(paths: Sequence[Path]) -> list[dict[str, Any]]:
         if needed is None:
             whole, expected = pixels, logits
         figures = compared(pixels, whole, logits, expected)
-        rows.append({"case": "agreement", "method": name, "ms": 1e3 * each, **figures})
+        rows.append(
+            {
+                "case": "agreement",
+                "architecture": NETS[0],
+                "method": name,
+                "ms": 1e3 * each,
+                **figures,
+            }
+        )
         click.echo(f"{name:<36} {1e3 * each:7.1f} ms  {figures['agree']:.2%}", err=True)
     noisy = disturbed(whole, NOISE)
     figures = compared(noisy, whole, _logits(model, transform, noisy), expected)
-    rows.append({"case": "agreement", "method": f"whole, {NOISE:.0%} of values ±1", **figures})
+    name = f"whole, {NOISE:.0%} of values ±1"
+    rows.append({"case": "agreement", "architecture": NETS[0], "method": name, **figures})
     return rows
 
 
@@ -144,7 +154,13 @@ def race(folder: Path, rounds: int, samples: int = SAMPLES) -> list[dict[str, An
                 done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
                 seconds = time.perf_counter() - start
                 before = _accuracy_before(done.stdout)
-                row = {"case": "race", "method": method, "round": number, "seconds": seconds}
+                row = {
+                    "case": "race",
+                    "architecture": NETS[1],
+                    "method": method,
+                    "round": number,
+                    "seconds": seconds,
+                }
                 row |= {"CPU seconds": _busy() - busy, "accuracy before": before}
                 rows.append(row)
                 click.echo(f"{method:<36} {seconds:7.1f} s", err=True)
