@@ -73,8 +73,8 @@ from .job import in_job
     "--memory",
     callback=options.size,
     metavar="SIZE",
-    help="What waiting activations may take, such as 4GiB. When others need the "
-    "machine. [default: half of what is free]",
+    help="What waiting activations may take, and decoded images that are kept, such as 4GiB. "
+    "When others need the machine. [default: half, and a quarter, of what is free]",
 )
 @click.option(
     "--precision",

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from adaptkit import DataError, ImageLoader, Transform, image_folder
 from adaptkit.data import list_images
 from adaptkit.data import listing as listing_module
+from adaptkit.data import open as open_data
 
 GREY = Transform(image_size=(4, 4), channels=1, mean=(0.0,), std=(1.0,))
 
@@ -260,3 +261,14 @@ def test_sizes_come_from_the_files(root: Path) -> None:
     loader = image_folder(root, transform=GREY, classes=("a", "b"))
     assert loader.sizes() == [(7, 3)] + [(4, 4)] * 8
     assert loader.subset([0]).sizes() == [(7, 3)]
+
+
+@pytest.mark.parametrize(("memory", "held"), [(None, 10), (50, 3)])
+def test_memory_bounds_what_is_kept_and_a_file_has_the_rest(
+    root: Path, monkeypatch: pytest.MonkeyPatch, memory: int | None, held: int
+) -> None:
+    loader = open_data(root, transform=GREY, memory=memory, batch_size=4)
+    first = values(loader)
+    assert len(loader._cache._held) == held
+    monkeypatch.setattr(listing_module, "decode", None)  # nothing is decoded again
+    assert values(loader) == first == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]

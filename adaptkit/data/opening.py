@@ -26,6 +26,7 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     outputs: int | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    memory: int | None = None,
     fast_jpeg: bool = False,
 ) -> ImageLoader:
     """Open a target, whatever it is, as batches in a fixed order.
@@ -51,6 +52,8 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
         outputs: how many outputs the model has, for where `classes` is not known.
         batch_size: samples a batch.
         workers: processes that read images; 0 reads in this one.
+        memory: bytes that decoded images may take, which are kept for the next pass; beyond that
+            they go into a temporary file. By default a quarter of what is free.
         fast_jpeg: see `image_folder`.
 
     Raises:
@@ -68,7 +71,12 @@ def open(  # noqa: A001  adaptkit.data.open is what it is called by
     check(batch_size, workers)
     listing = listed(path, pixels=transform is not None, classes=classes, outputs=outputs)
     return ImageLoader(
-        listing, transform, batch_size=batch_size, workers=workers, fast_jpeg=fast_jpeg
+        listing,
+        transform,
+        batch_size=batch_size,
+        workers=workers,
+        memory=memory,
+        fast_jpeg=fast_jpeg,
     )
 
 

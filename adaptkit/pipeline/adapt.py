@@ -152,7 +152,9 @@ def adapt_folder(
         mode: as for `estimate`, like the next five.
         samples: how many images the statistics are taken from at most, or "all".
         tolerance: as many as it takes for this standard error.
-        memory: bytes that waiting activations may take.
+        memory: bytes that waiting activations may take, and decoded images of each domain that
+            are kept for the next pass; by default half and a quarter of what is free. Images beyond
+            that are kept in a temporary file.
         precision: of the estimation's forward passes.
         layers: names or globs of the layers to adapt.
         prior: how many images the source's statistics count for, layer by layer. The report's
@@ -244,10 +246,9 @@ def adapt_folder(
             if method == "adabn":
                 check_layers(checkpoint)
             head = head_of(checkpoint, target)
-            loader = open_samples(checkpoint, head, target, batch_size, workers, fast_jpeg)
-            of_source = source_data and open_samples(
-                checkpoint, head, source_data, batch_size, workers, fast_jpeg
-            )
+            how = batch_size, workers, fast_jpeg, memory
+            loader = open_samples(checkpoint, head, target, *how)
+            of_source = source_data and open_samples(checkpoint, head, source_data, *how)
             if method == "adain" or input_fit:
                 check_images(loader, *([of_source] if of_source else []))
             if of_source:

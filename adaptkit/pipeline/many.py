@@ -209,7 +209,7 @@ def adapt_domain_folders(
         head = head_of(checkpoint, target)
 
         def opened(path: Place) -> ImageLoader:
-            return open_samples(checkpoint, head, path, batch_size, workers, fast_jpeg)
+            return open_samples(checkpoint, head, path, batch_size, workers, fast_jpeg, memory)
 
         targets = (
             DomainTargets.of_column(target, opened)
@@ -414,7 +414,7 @@ def _known(
         return None, None, ""
     of_source = None
     if source_data:
-        how = (arguments[name] for name in ("batch_size", "workers", "fast_jpeg"))
+        how = (arguments[name] for name in ("batch_size", "workers", "fast_jpeg", "memory"))
         of_source = open_samples(checkpoint, head, source_data, *how)
         if targets.as_one is not None:
             check_alike(of_source, targets.as_one)

@@ -132,6 +132,7 @@ def open_samples(
     batch_size: int,
     workers: int,
     fast_jpeg: bool = False,
+    memory: int | None = None,
 ) -> ImageLoader:
     """Open a target as a checkpoint's model takes samples; of labels only those of classes count.
 
@@ -146,6 +147,7 @@ def open_samples(
         outputs=head.size if named else None,
         batch_size=batch_size,
         workers=workers,
+        memory=memory,
         fast_jpeg=fast_jpeg,
     )
     if named or loader.listing.labels is None:
