@@ -94,7 +94,10 @@ def test_an_epoch_is_drawn_without_repeats() -> None:
     assert all(torch.equal(a, b) for a, b in zip(steps, again, strict=True))
 
 
-@pytest.mark.parametrize(("norm", "condition"), [("BN", "micro-batch 4"), ("GN", "batch 64")])
+@pytest.mark.parametrize(
+    ("norm", "condition"),
+    [("BN", "micro-batch 4"), pytest.param("GN", "batch 64", marks=pytest.mark.slow)],
+)
 def test_one_run(norm: str, condition: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms, "images", lambda: (named("digits"), ""))
     job = norms.Job(norm, condition, seed=1, steps=2, test_images=50, jacobian_images=1)

@@ -54,6 +54,7 @@ def work() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_what_is_handed_over_is_what_the_formula_says() -> None:
     found = values(job(2, work))
     for traffic in found:

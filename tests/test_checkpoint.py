@@ -266,7 +266,14 @@ def test_what_training_wrote_goes_through_safetensors(here: Path, net: SmallCNN)
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg11_bn", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"]
+    "name",
+    [
+        pytest.param("vgg11_bn", marks=pytest.mark.slow),
+        "densenet121",
+        "mobilenet_v3_small",
+        "efficientnet_b0",
+        "squeezenet1_0",
+    ],
 )
 def test_the_class_count_comes_from_the_file(tmp_path: Path, name: str) -> None:
     from adaptkit.architectures import build

@@ -180,6 +180,7 @@ def test_safetensors_in_and_out(here: Path) -> None:
     assert load_checkpoint("two.safetensors").adapted["source"] == "one.safetensors"  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_plain_torchvision_state_dict(here: Path) -> None:
     torch.manual_seed(0)
     torch.save(resnet18(num_classes=3).state_dict(), "plain.pth")
@@ -401,6 +402,7 @@ def test_options_out_of_range_are_one_line(here: Path, option: str, value: str) 
     fails(option, option, value)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(here: Path) -> None:
     program = (
         "import resource, signal, sys\n"
@@ -422,6 +424,7 @@ def test_a_full_disk_leaves_nothing(here: Path) -> None:
     assert files() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_and_exits_130(here: Path) -> None:
     for name in CLASSES:
         write_images(here / "target" / name, 2000)

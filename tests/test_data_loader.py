@@ -169,6 +169,7 @@ def test_a_mistake_in_a_thread_or_a_living_worker_keeps_its_own_words(
         list(image_folder(root, transform=GREY, workers=workers))
 
 
+@pytest.mark.slow
 @forked
 def test_where_shared_memory_is_full_batches_come_all_the_same(
     root: Path, monkeypatch: pytest.MonkeyPatch

@@ -474,7 +474,7 @@ def test_processes_whose_batches_pass_other_layers_say_so() -> None:
         assert "pass other norm layers" in one.error[1]
 
 
-@pytest.mark.parametrize("where", ["", " at a layer"])
+@pytest.mark.parametrize("where", [pytest.param("", marks=pytest.mark.slow), " at a layer"])
 def test_a_process_that_is_killed_is_named(where: str) -> None:
     start = time.monotonic()
     first, second = job(2, go_wrong, f"kill{where}", timeout=5)
@@ -485,6 +485,7 @@ def test_a_process_that_is_killed_is_named(where: str) -> None:
     assert time.monotonic() - start < 40
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named() -> None:
     first, _ = job(2, go_wrong, "hang", timeout=5)
     assert first.error is not None

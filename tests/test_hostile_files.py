@@ -242,6 +242,7 @@ def test_transforms_that_no_memory_holds(transform: dict[str, Any]) -> None:
     refused("x.pt", r"^x\.pt: ")
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded() -> None:
     """Each of the bombs, in a process that may not grow by more than a few hundred MiB."""
     records = records_of({"w": torch.zeros(1)})

@@ -67,7 +67,15 @@ def adapted(*args: str, source: str = "x.pt", out: str = "x-adapted.pt") -> dict
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "regnet_x_400mf"]
+    "name",
+    [
+        "mobilenet_v3_small",
+        "regnet_x_400mf",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet18", "efficientnet_b0", "densenet121")
+        ),
+    ],
 )
 def test_families_of_torchvision(name: str) -> None:
     """Recognised, whatever the training script put around and before it."""
@@ -108,6 +116,7 @@ def test_models_of_timm(name: str) -> None:
     assert named.transform.mean == config["mean"]
 
 
+@pytest.mark.slow
 def test_segmentation() -> None:
     model = build("torchvision:deeplabv3_mobilenet_v3_large", {"num_classes": 4, "aux_loss": True})
     torch.save(model.state_dict(), "x.pt")

@@ -322,7 +322,11 @@ def test_a_file_needs_no_name(tmp_path: Path, name: str, prefix: str, wrapped: b
     ("name", "former"),
     [
         ("densenet121", [(".norm1.", ".norm.1."), (".conv2.", ".conv.2.")]),
-        ("vit_b_32", [("mlp.0.", "mlp.linear_1."), ("mlp.3.", "mlp.linear_2.")]),
+        pytest.param(
+            "vit_b_32",
+            [("mlp.0.", "mlp.linear_1."), ("mlp.3.", "mlp.linear_2.")],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_names_that_published_weights_have(

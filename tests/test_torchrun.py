@@ -137,6 +137,7 @@ def _still_running(script: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_processes_with_other_arguments_are_refused(here: Path) -> None:
     assert "rank 1 differs from rank 0: seed 3 for 0: start all" in faulty("--seed=3")
 
