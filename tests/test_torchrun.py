@@ -125,14 +125,15 @@ def faulty(fault: str, size: int = 2, rank: int = 1) -> str:
 
 
 def _still_running(script: str) -> list[str]:
-    """Return the processes that run a script."""
+    """Return the processes that run a script in this folder; another test may run it elsewhere."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes().decode(errors="replace")
+            here = (folder / "cwd").readlink() == Path.cwd()
         except OSError:  # it has ended meanwhile
             continue
-        if script in line and f"/proc/{os.getpid()}" != str(folder):
+        if here and script in line and f"/proc/{os.getpid()}" != str(folder):
             found.append(line)
     return found
 
