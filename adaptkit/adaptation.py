@@ -53,7 +53,7 @@ def adapt(
         correction: of the statistics, layer by layer; `adaptkit.guard.ClassMix` corrects them for
             a mix of classes that is not the source's.
         guard: "auto" returns the model that `adaptkit.guard.decide` chose, which may be the
-            source's own; the loader is then read twice. Not with `correction` or `weight`.
+            source's own; the loader is then read twice. Not with `correction`.
         calibration: of the model (`calibrate`), for the guard: it chooses better with one.
         inplace: change `model` itself; by default a deep copy is changed, and `model` never.
         device: where to compute and where the returned model is; by default where the model is.
@@ -64,8 +64,8 @@ def adapt(
         The adapted model, its training flags as they were.
 
     Raises:
-        EstimationError: see `estimate`; or the guard is given a correction, a weight or an iterator
-            that can be read once. The model's statistics are then unchanged.
+        EstimationError: see `estimate`; or the guard is given a correction, or an iterator that can
+            be read once. The model's statistics are then unchanged.
         DataError: a batch is of a form that only `forward` could handle.
         DistributedError: the processes of a job differ in code, model or arguments, or one failed.
 
@@ -112,8 +112,8 @@ def target_statistics(
         and what the guard decided, None where it was off.
     """
     if guard == "auto":
-        if correction is not None or options.get("weight") is not None:
-            raise EstimationError("the guard corrects and weighs by itself: leave that out")
+        if correction is not None:
+            raise EstimationError("the guard corrects by itself: leave that out")
         return _guarded(model, loader, prior, calibration, options)
     if guard != "off":
         raise EstimationError(f"Expected guard to be 'off' or 'auto', got {guard!r}")
@@ -135,11 +135,10 @@ def _guarded(
             "the guard reads the data twice, and an iterator can be read once: give a list or a "
             "DataLoader"
         )
-    options = {name: value for name, value in options.items() if name != "weight"}
     alike = {name: options[name] for name in _OF_DECIDE if name in options}
     decision = decide(model, loader, calibration=calibration, prior=prior, **alike)
     _, statistics = decided_statistics(decision, model, loader, prior=prior, **options)
     return statistics, decision
 
 
-_OF_DECIDE = ("memory", "layers", "precision", "forward", "on_bad", "seed", "progress")
+_OF_DECIDE = ("memory", "layers", "precision", "forward", "weight", "on_bad", "seed", "progress")

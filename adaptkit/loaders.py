@@ -1,9 +1,10 @@
 """What samples a loader holds, and loaders of some of them, before anything is decoded."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -72,6 +73,21 @@ class Named(Protocol):
     def names(self) -> list[str]:
         """Return what tells its samples from another loader's, in its order."""
         ...
+
+
+@runtime_checkable
+class Weighs(Protocol):
+    """A loader that may say how much each sample counts."""
+
+    @property
+    def weight(self) -> Callable[[Any], Tensor] | None:
+        """What gives a batch's weights, shape (N,); None where all count alike."""
+        ...
+
+
+def weight_of(loader: Iterable[Any]) -> Callable[[Any], Tensor] | None:
+    """Return what gives a loader's own weights, if it has any."""
+    return loader.weight if isinstance(loader, Weighs) and isinstance(loader, HasSubset) else None
 
 
 def indices_of(loader: Iterable[Any], seed: int) -> list[int] | None:

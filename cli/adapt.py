@@ -24,8 +24,8 @@ from .job import in_job
     required=True,
     metavar="DIR|FILE|URL",
     help="Images of the new domain: class folders, or any folder without labels. Or a file: a "
-    "manifest or table (.csv .tsv .parquet), an array (.npy .npz .pt .safetensors). Or the URL of "
-    "either: https://, s3://, gs:// and what else fsspec knows.",
+    "manifest or table (.csv .tsv .parquet), an array (.npy .npz .pt .safetensors), a .tar. Or the "
+    "URL of these: https://, s3://, gs:// and what else fsspec knows.",
 )
 @click.option(
     "--out",
@@ -73,7 +73,7 @@ from .job import in_job
     "--memory",
     callback=options.size,
     metavar="SIZE",
-    help="What waiting activations may take, and decoded images that are kept, such as 4GiB. "
+    help="What waiting activations may take, and decoded images of each domain, such as 4GiB. "
     "When others need the machine. [default: half, and a quarter, of what is free]",
 )
 @click.option(

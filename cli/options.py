@@ -16,6 +16,8 @@ _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)
 
 def place(value: str) -> str | Path:
     """Take a path on this machine, or a URL, whose slashes a path would lose."""
+    if not value:  # as of a shell's variable that is not set, which would be this folder
+        raise click.BadParameter("expected a path or a URL, got nothing")
     return value if "://" in value else Path(value)
 
 
@@ -181,7 +183,7 @@ def source_data(function: F) -> F:
     return click.option(
         "--source-data",
         type=place,
-        metavar="DIR|URL",
+        metavar="DIR|FILE|URL",
         help="Images of the domain the model was trained on, to measure the shift from; "
         "with class folders the target's accuracy is estimated too.",
     )(function)

@@ -84,8 +84,7 @@ def test_adapt_finds_the_same_as_in_the_folder_and_fetches_each_image_once(
     assert_same_model("here.pt", "there.pt")
     assert Path("here.csv").read_bytes() == Path("there.csv").read_bytes()
     images = [path for path in web.asked if path.endswith(".png")]
-    # With workers the sizes of images, of which a worker keeps no count for others, are asked anew.
-    assert len(images) == len(set(images)) * (1 if workers == 0 else 2) == 80 * (1 + bool(workers))
+    assert len(images) == len(set(images)) == 80
 
 
 def test_no_secret_is_written_or_printed(made: Path, web: Served) -> None:

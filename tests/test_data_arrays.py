@@ -100,6 +100,10 @@ def test_pixels_go_through_the_transform(tmp_path: Path, layout: str, write: Any
 
 def test_sixteen_bits_are_scaled_and_transparency_lies_on_white(tmp_path: Path) -> None:
     np.save(tmp_path / "deep.npy", np.full((2, 4, 6), 257 * 51, dtype=np.uint16))
+    np.save(tmp_path / "big.npy", np.full((2, 1, 4, 6), 257 * 51, dtype=">u2"))
+    big = listed(tmp_path / "big.npy").read(0)
+    assert isinstance(big, Image.Image)
+    assert big.getpixel((0, 0)) == 51
     deep = listed(tmp_path / "deep.npy").read(0)
     assert isinstance(deep, Image.Image)
     assert deep.getpixel((0, 0)) == 51
@@ -133,13 +137,13 @@ def test_labels_domains_and_weights_lie_beside(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", X=x, y=y, domain=domain, weight=np.array([0.0, 1.0, 2.0]))
     listing = listed(tmp_path / "x.npz", outputs=3)
     assert (listing.labels, listing.classes) == ([2, 0, 1], ["0", "1", "2"])
-    assert (listing.domains, listing.weights) == (["a", "b", "a"], [0, 1, 2])
+    assert (listing.domains, listing.weights) == (["a", "b", "a"], [0, 0.5, 1])
     torch.save((torch.ones(3, 2), torch.tensor([1, 1, 0])), tmp_path / "pair.pt")
     assert listed(tmp_path / "pair.pt", outputs=2).labels == [1, 1, 0]
     torch.save({"x": torch.ones(3, 2), "label": ["b", "a", "b"]}, tmp_path / "names.pt")
     assert listed(tmp_path / "names.pt", classes=("a", "b")).labels == [1, 0, 1]
     part = listing.at([2, 1])
-    assert (part.labels, part.domains, part.weights) == ([1, 0], ["a", "b"], [2, 1])
+    assert (part.labels, part.domains, part.weights) == ([1, 0], ["a", "b"], [1, 0.5])
     assert [str(path) for path in part.paths] == ["x.npz[2]", "x.npz[1]"]
     assert part.state() != listing.state()
 
@@ -248,3 +252,27 @@ def test_images_need_a_transform(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="Expected a transform, got None"):
         open_data(tmp_path)
+
+
+def test_labels_that_are_missing_are_no_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.ones((3, 2)), y=np.array([0, np.nan, 1]))
+    torch.save({"x": torch.ones(3, 2), "y": ["a", None, "b"]}, tmp_path / "x.pt")
+    for name in ("x.npz", "x.pt"):
+        found = listed(tmp_path / name, classes=("a", "b"))
+        assert found.labels is None
+        assert "1 of 3 samples" in found.note
+
+
+@pytest.mark.parametrize("dtype", [">f4", "longdouble"])
+def test_arrays_of_any_kind_can_be_told_apart(tmp_path: Path, dtype: str) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "z.npy", x + 1)
+    one, other = (open_data(tmp_path / name).listing.contents() for name in ("x.npy", "z.npy"))
+    assert one != other
+
+
+def test_sparse_tensors_are_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(3, 2).to_sparse()}, tmp_path / "x.pt")
+    with pytest.raises(DataError, match="x is sparse or quantised"):
+        listed(tmp_path / "x.pt")

@@ -56,14 +56,14 @@ def test_a_manifest_names_images_and_says_what_they_are(root: Path, name: str) -
     assert listing.labels == [1, 2, 0]
     assert listing.classes == list(CLASSES)
     assert listing.domains == ROWS["domain"]
-    assert listing.weights == ROWS["weight"]
+    assert listing.weights == [0.5, 0.25, 1.0]  # only the ratios matter
     batches = list(loader)
     pixels = torch.cat([batch["input"] for batch in batches])[:, 0, 0, 0] * 255
     assert pixels.round().tolist() == [0, 120, 40]
     assert torch.cat([batch["label"] for batch in batches]).tolist() == [1, 2, 0]
     weight = loader.weight
     assert weight is not None
-    assert torch.cat([weight(batch) for batch in batches]).tolist() == [1, 0.5, 2]
+    assert torch.cat([weight(batch) for batch in batches]).tolist() == [0.5, 0.25, 1]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_a_manifest_names_images_and_says_what_they_are(root: Path, name: str) -
         (["0.0", "2.0", "1.0"], None, 3, [0, 2, 1], ""),
         ([0, 2, 1], ("a", "b", "c"), 3, [0, 2, 1], ""),
         (["2", "1", "1"], ("1", "2"), 2, [1, 0, 0], ""),  # names of classes come first
+        (["2.0", "1.0", "1.0"], ("1.0", "2.0", "3.0"), 3, [1, 0, 0], ""),
         (["b", "a", "b"], None, 2, [1, 0, 1], "taken for the labels in the order of their names"),
         (["b", "a", "b"], None, 3, None, "has 2 labels for 3 outputs"),
         (["b", "a", "b"], ("x", "y"), 2, None, "no label in"),
@@ -123,6 +124,9 @@ def test_what_is_wrong_with_a_manifest(root: Path, rows: dict[str, Any], message
         (b"path,path\na,b\n", "column path stands there more than once"),
         (b"path\na.png,1,2\nb.png\n", "rows have more columns than the first line names"),
         (b"path\na\0b.png\n", "null character"),
+        (b"path, path\na,b\n", "column path stands there more than once"),
+        (b"a, a\n1,2\n", "column a stands there more than once"),
+        (b"1.5,2\n3,4\n", "expected the first line to name the columns, got numbers"),
     ],
 )
 def test_files_that_are_no_tables(tmp_path: Path, content: bytes, message: str) -> None:

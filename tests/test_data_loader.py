@@ -1,5 +1,6 @@
 """image_folder(): batches, what is left out of them, and workers."""
 
+import copy
 import gc
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,3 +275,18 @@ def test_memory_bounds_what_is_kept_and_a_file_has_the_rest(
     assert len(loader._cache._held) == held
     monkeypatch.setattr(listing_module, "decode", None)  # nothing is decoded again
     assert values(loader) == first == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
+
+
+def test_what_lies_in_a_file_is_read_by_any_thread_and_stays_behind_in_copies(root: Path) -> None:
+    loader = open_data(root, transform=GREY, memory=0, batch_size=3)
+    due = values(loader)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: values(loader), range(40)):
+            assert found == due
+    for again in (copy.deepcopy(loader), pickle.loads(pickle.dumps(loader))):
+        assert values(again) == due
+
+
+def test_how_it_is_read_is_part_of_what_it_is(root: Path) -> None:
+    fast = open_data(root, transform=GREY, fast_jpeg=True)
+    assert fast.fingerprint() != open_data(root, transform=GREY).fingerprint()

@@ -17,6 +17,7 @@ from adaptkit import (
     EstimationError,
     Transform,
     adapt,
+    certify,
     estimate,
     evaluate,
     load_checkpoint,
@@ -188,6 +189,8 @@ def test_a_table_for_a_net_over_features() -> None:
         ("images", [], "s.pt does not say how images are prepared"),
         ("nowhere.csv", [], "there is no file nowhere.csv"),
         ("nets.py", [], "is a file of no known kind"),
+        ("", [], "expected a path or a URL, got nothing"),
+        ("simplecache::http://me:secret@host/x", [], "URLs through another protocol"),
     ],
 )
 def test_what_does_not_fit_is_one_line(target: str, more: list[str], message: str) -> None:
@@ -197,8 +200,9 @@ def test_what_does_not_fit_is_one_line(target: str, more: list[str], message: st
     if "--source-data" in more:
         more = [*more, "--image-size", "8", "--mean", "0.5", "--std", "0.5"]
     result = run(*SIGNALS, *more, target=target, source="s.pt")
-    assert result.exit_code == 1
+    assert result.exit_code == (1 if target else 2)
     assert message in result.stderr
+    assert "secret" not in result.stderr
     assert result.stderr.count("\n") == 1
     assert not Path("out.pt").exists()
 
@@ -231,8 +235,14 @@ def test_the_guard_takes_weights_too() -> None:
     other = decide(net, part)
     assert one.choice == other.choice
     assert one.samples == 200
+    assert decide(net, whole).figures == one.figures  # they are the loader's own
     with pytest.raises(EstimationError, match="weight= to return a tensor"):
         decide(net, whole, weight=lambda _: torch.ones(1))
+    with pytest.raises(EstimationError, match="counts all samples alike"):
+        certify(net, whole)
+    own, due = (adapt(net, loader)[0].running_mean for loader in (whole, part))  # type: ignore[index]
+    torch.testing.assert_close(own, due)
+    adapt(net, whole, guard="auto", weight=whole.weight)
 
 
 def _in_job(target: str) -> dict[str, list[float]]:
@@ -273,6 +283,7 @@ def test_an_adapted_net_of_signals_from_python() -> None:
     net = factory("signals").eval()
     x = write_signals()
     adapted = adapt(net, open_data("x.npz", batch_size=16), guard="off")
-    again = adapt(net, [torch.from_numpy(x)], guard="off")
+    weight = torch.where(torch.arange(90) < 30, 5.0, 1.0)
+    again = adapt(net, [torch.from_numpy(x)], guard="off", weight=lambda _: weight)
     for one, other in zip(adapted.buffers(), again.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

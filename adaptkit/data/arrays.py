@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaptkit.batches import INPUT_KEYS, LABEL_KEYS
-from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, numbers, whole
+from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, numbers
 from adaptkit.data.decode import Needed, eight_bit
 from adaptkit.data.labels import as_indices
 from adaptkit.data.listing import Listing, state_of
@@ -97,13 +97,20 @@ class ArrayListing(Listing):
         rows = [self.rows[i] for i in indices]
         return replace(found, rows=rows, paths=_Names(self.file.name, rows))
 
+    @property
+    def forks(self) -> bool:
+        """Whether other processes may read it."""
+        return isinstance(self.file, Path)
+
     def contents(self) -> str:
         """Return the SHA-256 of a few rows, and of the array's form."""
         array = self._array()
         digest = hashlib.sha256(f"{array.dtype} {tuple(array.shape)}".encode())
         for number in range(_LOOKED_AT + 1):
-            row = torch.as_tensor(array[self.rows[(len(self) - 1) * number // _LOOKED_AT]])
-            digest.update(row.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            row = array[self.rows[(len(self) - 1) * number // _LOOKED_AT]]
+            if isinstance(row, Tensor):
+                row = row.reshape(-1).contiguous().view(torch.uint8).numpy()
+            digest.update(np.ascontiguousarray(row).tobytes())
         return digest.hexdigest()
 
     def state(self) -> str:
@@ -165,7 +172,7 @@ def list_array(
         raise DataError(f"{path}: expected samples that are numbers, got {samples.dtype}")
     labels, names, note = None, None, ""
     if values := _beside(arrays, LABEL_KEYS, samples, path):
-        labels, names, note = as_indices(whole(values), path, classes=classes, outputs=outputs)
+        labels, names, note = as_indices(values, path, classes=classes, outputs=outputs)
     given = _beside(arrays, _WEIGHT_KEYS, samples, path)
     ready = not (pixels and _are_pixels(samples, path))
     notes = [note, _READY.format(name=path.name) if ready and pixels else ""]
@@ -230,7 +237,10 @@ def _numeric(array: Array) -> bool:
 
 
 def _are_pixels(array: Array, path: Place) -> bool:
-    if str(array.dtype).removeprefix("torch.") not in ("uint8", "uint16"):
+    unsigned = str(array.dtype).startswith("torch.uint")
+    if not isinstance(array, Tensor):
+        unsigned = array.dtype.kind == "u"
+    if not unsigned or array.dtype.itemsize > 2:
         return False
     shape = tuple(array.shape)
     if len(shape) == 3 or (len(shape) == 4 and (shape[3] in _CHANNELS or shape[1] in _CHANNELS)):
@@ -269,12 +279,19 @@ def _beside(
             f"{path}: expected {name!r} of shape ({len(samples)},), as there are as many samples, "
             f"got {tuple(array.shape)}"
         )
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in array.tolist()]
+    return [_text(value) for value in array.tolist()]
+
+
+def _text(value: Any) -> str:
+    """Return what stands in an array beside the samples; "" for what says that there is nothing."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None or value != value else str(value)
 
 
 def _as_numbers(values: list[str], path: Place) -> np.ndarray:
     try:
-        return np.array(values, dtype=np.float64)
+        return np.array([value or "nan" for value in values], dtype=np.float64)
     except ValueError:
         raise DataError(
             f"{path}: expected weights that are numbers, got {values[0]!r:.80}"

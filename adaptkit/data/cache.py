@@ -1,7 +1,9 @@
 """Images that were decoded, kept as pixels while a run lasts: in memory, beyond it in a file."""
 
+import os
 import shutil
 import tempfile
+import threading
 import weakref
 from typing import IO
 
@@ -41,12 +43,18 @@ class PixelCache:
         self.failed: dict[int, str] = {}
         self._shape = shape
         self._bytes = int(np.prod(shape, dtype=np.int64))
-        self._memory = memory
+        self._given = self._memory = memory
         self._held: dict[int, Tensor] = {}
         self._slots: dict[int, int] = {}  # where in the file, in images
         self._written = 0
         self._file: IO[bytes] | None = None
         self._full = False
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["PixelCache"], tuple[tuple[int, ...], int | None]]:
+        """Leave behind what is kept: a copy, as in another process, keeps its own."""
+        return PixelCache, (self._shape, self._given)
 
     def __contains__(self, index: int) -> bool:
         return index in self._held or index in self._slots or index in self.failed
@@ -57,6 +65,13 @@ class PixelCache:
 
     def put(self, index: int, pixels: Tensor) -> None:
         """Keep an image's pixels if there is room; they must not be changed afterwards."""
+        # A process that was forked reads on; it would write where this one does.
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            self._put(index, pixels)
+
+    def _put(self, index: int, pixels: Tensor) -> None:
         if index in self:
             return
         if self._memory is None:
@@ -74,12 +89,13 @@ class PixelCache:
             return None
         pixels = torch.empty(self._shape, dtype=torch.uint8)
         try:
-            self._file.seek(self._slots[index] * self._bytes)
-            whole = self._file.readinto(pixels.numpy()) == self._bytes  # type: ignore[attr-defined]
+            # At its place, whatever other threads do.
+            at = self._slots[index] * self._bytes
+            whole = os.preadv(self._file.fileno(), [pixels.numpy().data], at) == self._bytes
         except OSError:
             whole = False
         if not whole:
-            del self._slots[index]  # whoever asked reads the image itself again
+            self._slots.pop(index, None)  # whoever asked reads the image itself again
         return pixels if whole else None
 
     def _write(self, index: int, pixels: Tensor) -> bool:
@@ -90,8 +106,8 @@ class PixelCache:
             disk = shutil.disk_usage(tempfile.gettempdir())
             if disk.free - self._bytes < _LEFT * disk.total:
                 return False
-            self._file.seek(self._written * self._bytes)
-            whole = self._file.write(pixels.numpy().data) == self._bytes
+            at = self._written * self._bytes
+            whole = os.pwrite(self._file.fileno(), pixels.numpy().data, at) == self._bytes
         except OSError:
             return False
         if whole:

@@ -54,6 +54,11 @@ class ChainedListing(Listing):
         """How many samples are best read at a time."""
         return max((part.at_once for part in self.parts), default=1)
 
+    @property
+    def forks(self) -> bool:
+        """Whether other processes may read it."""
+        return all(part.forks for part in self.parts)
+
     def give_up(self) -> None:
         """End what other threads are reading."""
         for part in self.parts:

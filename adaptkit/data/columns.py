@@ -34,11 +34,14 @@ def read_columns(path: Path) -> Any:
     """
     frame = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
     frame.columns = [str(name).strip() for name in frame.columns]
-    names = set(frame.columns)  # pandas calls a second one "path.1"
-    if twice := [name for name in (PATH, *KNOWN) if f"{name}.1" in names]:
+    names = list(frame.columns)  # pandas calls a second one "path.1"
+    twice = [name for name in (PATH, *KNOWN) if f"{name}.1" in names]
+    if twice := twice + [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise DataError(f"{path}: column {few(twice)} stands there more than once")
     if not len(frame):
         raise DataError(f"{path} has no rows")
+    if all(map(_is_number, names)):
+        raise DataError(f"{path}: expected the first line to name the columns, got numbers")
     return frame
 
 
@@ -54,7 +57,7 @@ def known_columns(
     labels, names, note = None, None, ""
     if "label" in frame:
         labels, names, note = as_indices(
-            whole(texts(frame["label"])), path, classes=classes, outputs=outputs
+            texts(frame["label"]), path, classes=classes, outputs=outputs
         )
     domains = texts(frame["domain"]) if "domain" in frame else None
     if domains and "" in domains:
@@ -76,7 +79,8 @@ def as_weights(values: np.ndarray, where: object) -> list[float]:
         )
     if not values.any():
         raise DataError(f"{where}: all weights are 0")
-    found: list[float] = values.astype(float).tolist()
+    # Only their ratios matter, and their squares must not leave the range of numbers.
+    found: list[float] = (values.astype(float) / values.max()).tolist()
     return found
 
 
@@ -87,21 +91,19 @@ def texts(column: Any) -> list[str]:
     return found
 
 
-def whole(values: list[str]) -> list[str]:
-    """Return labels that are whole numbers without the point that other programs gave them.
-
-    >>> whole(["1.0", "2.0"]), whole(["1.0", "a"])
-    (['1', '2'], ['1.0', 'a'])
-    """
-    ends = [value.removesuffix(".0") for value in values]
-    return ends if all(end.isdecimal() or not end for end in ends) else values
-
-
 def numbers(column: Any) -> np.ndarray:
     """Return a column as float64, NaN where there is no number."""
     import pandas as pd
 
     return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _row(number: int) -> str:

@@ -38,8 +38,8 @@ def as_indices(
                 f"{few(classes)}"
             )
         return _numbered(values, classes)
-    if all(name.isdecimal() and name.isascii() for name in found):
-        return _as_given(values, where, classes, outputs)
+    if (numbers := _whole(values)) is not None:
+        return _as_given(numbers, where, classes, outputs)
     if classes:
         return _none(
             f"no label in {where} ({few(found)}) is a class of the checkpoint ({few(classes)}), "
@@ -53,6 +53,16 @@ def as_indices(
         f"the checkpoint names no classes, and {where} has {len(found)} labels for {count} "
         f"outputs, so the samples count as unlabelled."
     )
+
+
+def _whole(values: Sequence[str]) -> list[str] | None:
+    """Return labels that are whole numbers, without the point that other programs gave them.
+
+    >>> _whole(["1.0", "2"]), _whole(["1.0", "a"])
+    (['1', '2'], None)
+    """
+    ends = [value.removesuffix(".0") for value in values]
+    return ends if all(end.isdecimal() and end.isascii() for end in ends) else None
 
 
 def _none(note: str) -> Found:

@@ -91,6 +91,11 @@ class Listing:
         """How many samples are best read at a time, for want of an answer rather than of work."""
         return 1
 
+    @property
+    def forks(self) -> bool:
+        """Whether other processes may read it: a fork beside threads that ask a server may hang."""
+        return True
+
     def give_up(self) -> None:
         """End what other threads are reading, if it can take long: a user wants the run to end."""
 

@@ -93,7 +93,8 @@ class ImageLoader(DataLoader[_Read]):
         transform: from an image to a tensor; None where the samples are tensors.
         indices: of the images to load, in this order; by default all.
         batch_size: images a batch.
-        workers: processes that decode; 0 decodes in this one, in as many threads as torch uses.
+        workers: processes that decode; 0 decodes in this one, in as many threads as torch uses, and
+            so is what a server has to be asked for.
         memory: bytes of memory for decoded images, see `PixelCache`.
         fast_jpeg: see `image_folder`.
         skipped: path -> reason, filled while iterating.
@@ -193,7 +194,7 @@ class ImageLoader(DataLoader[_Read]):
     def _decoded(self, indices: Sequence[int]) -> Generator[_Read, None, None]:
         """Yield samples in this order, of which several are being read at a time."""
         data = _Samples(self.listing, self.transform, indices, self.fast_jpeg)
-        if self.num_workers and indices:
+        if self.num_workers and indices and self.listing.forks:
             return _by_processes(data, self.batch_size or 1, self.num_workers)
         threads = max(torch.get_num_threads(), self.listing.at_once)
         threads = threads if self.listing.shape is None else 0
@@ -256,10 +257,11 @@ class ImageLoader(DataLoader[_Read]):
         return [every[position] for position in self.kept()]
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of its samples as their listing knows them, and of the transform."""
+        """Return the SHA-256 of what its listing knows of its samples, and of how they are read."""
         known = (
             self.listing.at(self._indices()).state(),
             self.transform and self.transform.to_dict(),
+            self.fast_jpeg,
         )
         return sha256(repr(known).encode()).hexdigest()
 

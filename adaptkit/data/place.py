@@ -7,10 +7,14 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
+from adaptkit.errors import DataError
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::")
 _HERE, _WEB = ("file", "local"), ("http", "https")
-_USER = re.compile(r"(://)[^/@\s]*@")
+_USER = re.compile(r"(://)(?:[^/?@\s]*|[^/?@:\s]*:[^?@\s]*)@")  # a password may hold a slash
 _QUERY = re.compile(r"[?#][^\s'\")]*")
+_SIGNED = re.compile(r"\?[^\s'\")]*=[^\s'\")]*")  # where a question mark may be part of a name
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Remote:
 
     def __str__(self) -> str:
         """Return the URL as it may be shown."""
-        return without_secrets(self.url) if self.is_web else _USER.sub(r"\1", self.url)
+        if self.is_web:
+            return without_secrets(self.url)
+        return _SIGNED.sub("", _USER.sub(r"\1", self.url))
 
     def __truediv__(self, name: str | PurePath) -> "Remote":
         """Return the place of what is called so, seen from this folder."""
@@ -102,6 +108,10 @@ def place(where: str | Place) -> Place:
     """
     if isinstance(where, Remote):
         return where
+    if not str(where):
+        raise DataError("expected a path or a URL, got nothing: give . for this folder")
+    if _CHAINED.match(str(where)):
+        raise DataError("URLs through another protocol (a::b://...) are not supported")
     if not is_url(where):
         return Path(where)
     found = Remote(str(where))

@@ -41,6 +41,11 @@ class RemoteListing(Listing):
         """How many samples are best read at a time."""
         return AT_ONCE
 
+    @property
+    def forks(self) -> bool:
+        """Whether other processes may read it."""
+        return False
+
     def read(self, index: int, needed: Needed | None = None) -> Image.Image:
         """Fetch an image."""
         where = place(self.urls[index])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adaptkit.data.columns import as_weights, whole
+from adaptkit.data.columns import as_weights
 from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.folder import EXTENSIONS
 from adaptkit.data.labels import as_indices
@@ -91,6 +91,11 @@ class ShardListing(Listing):
             where=self.where[list(indices)],
             reasons={n: self.reasons[i] for n, i in enumerate(indices) if i in self.reasons},
         )
+
+    @property
+    def forks(self) -> bool:
+        """Whether other processes may read it."""
+        return not self.stamp
 
     def contents(self) -> str:
         """Return the SHA-256 of where the images lie."""
@@ -283,7 +288,7 @@ def _labels(
         if not classes or not set(folders) <= set(classes):
             return None, None, ""
         values = folders
-    return as_indices(whole(list(values)), path, classes=classes, outputs=outputs)
+    return as_indices(list(values), path, classes=classes, outputs=outputs)
 
 
 def _every(

@@ -1,6 +1,7 @@
 """The arrays in a file, mapped into memory: only what is read is ever loaded."""
 
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,18 +97,28 @@ def _mapped(file: IO[bytes], start: int) -> NDArray[Any]:
 
 def _pt(path: Path) -> dict[str, Array]:
     # A map needs the zip format that torch writes since 1.6.
-    found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():  # of sparse tensors, which are refused below
+        warnings.simplefilter("ignore", UserWarning)
+        found = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     if isinstance(found, Tensor):
-        return {"": found}
+        found = {"": found}
     if isinstance(found, (tuple, list)) and 0 < len(found) < 3:
         found = dict(zip(("x", "y"), found, strict=False))
     if isinstance(found, Mapping):
         arrays = {str(k): v for k, v in found.items() if isinstance(v, (Tensor, list))}
+        if odd := [k for k, v in arrays.items() if isinstance(v, Tensor) and not _is_plain(v)]:
+            raise DataError(f"{few(odd)} is sparse or quantised: expected dense numbers")
         return {k: v if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
     raise DataError(
         f"it holds a {type(found).__name__}: expected a tensor, a pair of samples and labels, "
         f"or a dict of tensors"
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def _safetensors(path: Path) -> dict[str, Array]:

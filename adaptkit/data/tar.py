@@ -10,6 +10,7 @@ from adaptkit.errors import DataError
 BLOCK = 512
 _MOST_HEADER = 2**20  # bytes of a long name or of a pax header
 _MOST_HEADERS = 64  # of these before one member
+_DIGITS = 19  # of the largest size in bytes that a system knows
 _REGULAR = b"07\x00"
 _WITHOUT_CONTENT = b"123456"
 _KINDS = {
@@ -88,7 +89,8 @@ def _members(path: Path, file: BinaryIO, end: int) -> Iterator[Member]:
             at += _padded(size)
             continue
         if "size" in known:
-            size = int(known["size"]) if known["size"].isdecimal() else None
+            sized = known["size"].isdecimal() and len(known["size"]) <= _DIGITS
+            size = int(known["size"]) if sized else None
         if size is None:
             raise DataError(f"{path} has a member at byte {at - BLOCK:,} without a size")
         if kind == b"S":

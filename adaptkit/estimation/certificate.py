@@ -17,6 +17,7 @@ from adaptkit.errors import EstimationError
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.run import checked, pool, prepared
 from adaptkit.estimation.sampling import draw, finite, regroup
+from adaptkit.loaders import weight_of
 from adaptkit.moments import Moments, PerSample
 
 _ROWS = 32  # samples in one forward
@@ -70,7 +71,7 @@ def certify(
         seed: as for `estimate`.
 
     Raises:
-        EstimationError: as `estimate`.
+        EstimationError: as `estimate`, or the loader has weights of its own.
 
     >>> from adaptkit import adapt
     >>> data = torch.randn(50, 3, 4, 4).split(7)
@@ -80,6 +81,8 @@ def certify(
     """
     together = world()
     with together.united():
+        if weight_of(loader):
+            raise EstimationError("a certificate counts all samples alike, and the loader does not")
         model, chosen, where = prepared(model, layers, device)
         wanted = checked(samples=samples)
     drawn = finite(draw(loader, wanted, seed, together).batches, "skip", lambda _: None)

@@ -180,7 +180,7 @@ def _check(name: str, moments: Moments) -> None:
     if moments.count < 2:
         raise EstimationError(
             f"norm layer '{name}' sees {moments.count} value a channel in all, and a variance "
-            f"needs two: give more images"
+            f"needs two: give more images, or more that weigh something"
         )
     if not moments.is_finite():
         raise EstimationError(

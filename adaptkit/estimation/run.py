@@ -27,6 +27,7 @@ from adaptkit.estimation.resuming import Ledger, Resume
 from adaptkit.estimation.sample import Sample, Weight, bytes_of, size_of, weights_of
 from adaptkit.estimation.sampling import draw, finite
 from adaptkit.estimation.statistics import Statistics
+from adaptkit.loaders import weight_of
 from adaptkit.moments import Moments
 
 Progress = Callable[[str, int, int | None], None]
@@ -100,7 +101,8 @@ def estimate(
         layers: names or globs of the layers to estimate, or a predicate of name and layer; the
             others keep their statistics. By default all.
         weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
-            which only the ratios matter.
+            which only the ratios matter. By default the loader's own, if it has any, as one of
+            `adaptkit.data.open`.
         device: where to compute; by default where the model is.
         precision: of the forward passes, "fp32", "bf16" or "fp16"; "auto" is float32, or what an
             autocast around the call says. Sums are always float64.
@@ -135,6 +137,7 @@ def estimate(
     ([2.0, 2.0], [4.0, 3.0])
     """
     together = world()
+    weight = weight or weight_of(loader)
     with together.united():
         wanted = checked(
             mode=mode, samples=samples, tolerance=tolerance, on_bad=on_bad, prior=prior

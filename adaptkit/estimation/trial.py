@@ -22,6 +22,7 @@ from adaptkit.estimation.sample import Sample, Weight
 from adaptkit.estimation.sampling import draw, finite
 from adaptkit.estimation.statistics import Statistics
 from adaptkit.features import NoFeaturesError, Tap
+from adaptkit.loaders import weight_of
 from adaptkit.moments import Moments
 
 
@@ -88,6 +89,7 @@ class Trial:
         keep: Callable[[Any], Any] | None = None,
     ) -> None:
         together = world()
+        weight = weight or weight_of(loader)
         with together.united():
             wanted = checked(samples=samples, on_bad=on_bad, prior=prior)
             self.model, self.layers, self._where = prepared(model, layers, device)

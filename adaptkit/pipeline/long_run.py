@@ -146,6 +146,8 @@ def interruptible(work: Callable[..., Any], arguments: Mapping[str, Any]) -> Ite
             ).there():
                 raise
             arguments = {**arguments, "resume": True}
+        else:  # which would make anew what is there
+            arguments = {**arguments, "force": False}
         line = command_line("adapt", arguments, defaults)
         where = "" if world().size == 1 else f" in {world().size:,} processes"
         raise Interrupted(f"Go on{where} with: {line}") from None

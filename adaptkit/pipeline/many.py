@@ -74,6 +74,7 @@ _MATTERS = (  # arguments that decide about a result; what the checkpoint can sa
     "holdout",
     "guard",
     "seed",
+    "fast_jpeg",
 )
 
 
