@@ -277,7 +277,7 @@ def test_a_domain_of_files_that_are_not_there_fails_alone() -> None:
     result = adapt(*OFF, target="m.csv")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: 1 of 3 domains failed: dark;")
-    assert "none of the 40 images in . can be read" in rows()["dark"]["error"]
+    assert "none of the 40 images in m.csv can be read" in rows()["dark"]["error"]
     summary = json.loads(Path("source-domains/summary.json").read_text())
     assert summary["pooled"]["samples"] == 2 * EACH
     assert summary["pooled"]["note"] == "Samples of dark, which failed, may be among its own."

@@ -124,7 +124,7 @@ def test_pictures_are_small_and_named(images: ImageLoader) -> None:
         want = min(int((moved & which).sum()), 12)
         assert sum(p.kind == kind for p in found) == want
     assert found
-    paths = [path.as_posix() for path in images.read()]
+    paths = [images.paths()[place].as_posix() for place in images.kept()]
     for picture in found:
         place = paths.index(picture.name)
         assert picture.before[0] == "abcd"[before.predictions[place]]

@@ -59,11 +59,6 @@ class ArrayListing(Listing):
         """Leave a mapped array behind: another process maps it anew, if it lies here."""
         return {**self.__dict__, **({"array": None} if self._mapped else {})}
 
-    @property
-    def source(self) -> Place:
-        """The file, for messages."""
-        return self.file
-
     def read(self, index: int, _: Needed | None = None) -> Image.Image | Tensor:
         """Return a row: an image of uint8 or uint16 pixels, or float32."""
         row = self._array()[self.rows[index]]
@@ -185,6 +180,7 @@ def list_array(
         domains=_beside(arrays, _DOMAIN_KEYS, samples, path),
         weights=as_weights(_as_numbers(given, path), path) if given else None,
         shape=tuple(samples.shape[1:]) if ready else None,
+        given=path,
         file=path,
         rows=range(len(samples)),
         array=samples,
@@ -226,6 +222,7 @@ def list_table(
         domains=known.domains,
         weights=known.weights,
         shape=(len(features),),
+        given=path,
         file=path,
         rows=range(len(array)),
         array=array,

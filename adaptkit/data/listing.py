@@ -27,6 +27,7 @@ class Listing:
         note: a sentence on how labels were or were not found; "" if there is nothing to say.
         domains: the domain of each sample by name, or None.
         weights: how much each sample counts in the statistics, or None where all count alike.
+        given: what the user named, where that is not the folder: a manifest, a tar file, a pattern.
         shape: of each sample, where they are ready for the model; None where they are images, which
             a transform prepares.
     """
@@ -39,14 +40,15 @@ class Listing:
     domains: Sequence[str] | None = None
     weights: Sequence[float] | None = None
     shape: tuple[int, ...] | None = None
+    given: Place | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def source(self) -> Place:
-        """The folder or the file that holds the samples, for messages."""
-        return self.root
+        """What the user named, for messages."""
+        return self.given or self.root
 
     def read(self, index: int, needed: Needed | None = None) -> Image.Image | Tensor:
         """Return a sample: an image, or if there is a `shape`, a float32 tensor of that shape.

@@ -1,83 +1,26 @@
 """Samples that are listed as batches of tensors."""
 
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from adaptkit.data.cache import PixelCache
 from adaptkit.data.folder import list_images
 from adaptkit.data.listing import Listing
 from adaptkit.data.place import Place
-from adaptkit.errors import DataError, Stopped
+from adaptkit.data.reading import Read, Samples, by_processes, by_threads, collate
+from adaptkit.errors import DataError
 from adaptkit.transform import Transform
 
 
-class _Read(NamedTuple):
-    """A sample, an image as uint8 pixels that are not normalised yet; or why there is none."""
-
-    sample: Tensor | None
-    reason: str
-
-
-class _Loaded(NamedTuple):
-    """A batch as its worker sends it: one whole tensor, as each one sent costs an open file."""
-
-    samples: Tensor | NDArray[Any] | None
-    reasons: list[str]  # of each sample; "" if it is there
-
-
-class _Samples(Dataset[_Read]):
-    """The samples of a listing at some of its indices."""
-
-    def __init__(
-        self,
-        listing: Listing,
-        transform: Transform | None,
-        indices: Sequence[int],
-        fast_jpeg: bool,
-    ) -> None:
-        self.listing, self.transform, self.indices = listing, transform, indices
-        self.needed = transform.needed if transform and fast_jpeg else None
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> _Read:
-        return self.read(self.indices[number])
-
-    def read(self, index: int) -> _Read:
-        """Read the sample at an index of the listing."""
-        transform = self.transform
-        try:
-            found = self.listing.read(index, self.needed)
-            if isinstance(found, Tensor):
-                return _Read(found, "")
-            assert transform is not None  # noqa: S101  as ImageLoader made sure
-            return _Read(transform.pixels(found), "")
-        except DataError as error:
-            return _Read(None, str(error))
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[_Read]:
-        """Read the samples of a batch, some of them at a time where that is quicker."""
-        if self.listing.at_once == 1:
-            return [self[number] for number in numbers]
-        with ThreadPoolExecutor(self.listing.at_once) as pool:
-            return list(pool.map(self.__getitem__, numbers))
-
-
-class ImageLoader(DataLoader[_Read]):
+class ImageLoader(DataLoader[Read]):
     """Batches of samples, always in the same order; made by `adaptkit.data.open`.
 
     Iterating yields float32 images of shape (B, C, H, W), or signals or features of whatever shape
@@ -124,7 +67,7 @@ class ImageLoader(DataLoader[_Read]):
         self.skipped: dict[str, str] = {} if skipped is None else skipped
         self._cache = PixelCache(self.shape, memory) if cache is None else cache
         super().__init__(
-            _Samples(
+            Samples(
                 listing,
                 transform,
                 range(len(listing)) if indices is None else indices,
@@ -132,7 +75,7 @@ class ImageLoader(DataLoader[_Read]):
             ),
             batch_size=batch_size,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             generator=torch.Generator(),  # so that the global one is left alone
         )
 
@@ -149,7 +92,7 @@ class ImageLoader(DataLoader[_Read]):
                 read = [self._found(i, decoded, i in kept) for i in some]
                 yield len(some), self._batch(some, read)
 
-    def _found(self, index: int, decoded: Iterator[_Read], kept: bool) -> _Read:
+    def _found(self, index: int, decoded: Iterator[Read], kept: bool) -> Read:
         if kept:
             return self._again(index)
         found = next(decoded)
@@ -159,14 +102,14 @@ class ImageLoader(DataLoader[_Read]):
             self._cache.put(index, found.sample)
         return found
 
-    def _again(self, index: int) -> _Read:
+    def _again(self, index: int) -> Read:
         """Return what is kept of a sample; read it where nothing is."""
         if index in self._cache.failed:
-            return _Read(None, self._cache.failed[index])
+            return Read(None, self._cache.failed[index])
         pixels = self._cache.get(index)
-        return self._data.read(index) if pixels is None else _Read(pixels, "")
+        return self._data.read(index) if pixels is None else Read(pixels, "")
 
-    def _batch(self, indices: Sequence[int], read: Sequence[_Read]) -> Any:
+    def _batch(self, indices: Sequence[int], read: Sequence[Read]) -> Any:
         """Return the samples that there are, as they are yielded; None where there is none."""
         listing = self.listing
         named = zip(indices, read, strict=True)
@@ -191,14 +134,14 @@ class ImageLoader(DataLoader[_Read]):
             return batch
         return (batch["input"], batch["label"]) if listing.labels else batch["input"]
 
-    def _decoded(self, indices: Sequence[int]) -> Generator[_Read, None, None]:
+    def _decoded(self, indices: Sequence[int]) -> Generator[Read, None, None]:
         """Yield samples in this order, of which several are being read at a time."""
-        data = _Samples(self.listing, self.transform, indices, self.fast_jpeg)
+        data = Samples(self.listing, self.transform, indices, self.fast_jpeg)
         if self.num_workers and indices and self.listing.forks:
-            return _by_processes(data, self.batch_size or 1, self.num_workers)
+            return by_processes(data, self.batch_size or 1, self.num_workers)
         threads = max(torch.get_num_threads(), self.listing.at_once)
         threads = threads if self.listing.shape is None else 0
-        return _by_threads(data, threads, self.batch_size or 1)
+        return by_threads(data, threads, self.batch_size or 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -251,11 +194,6 @@ class ImageLoader(DataLoader[_Read]):
         every = enumerate(self.paths())
         return [position for position, path in every if path.as_posix() not in self.skipped]
 
-    def read(self) -> list[Path]:
-        """Return the paths of its images, without those that turned out not to be readable."""
-        every = self.paths()
-        return [every[position] for position in self.kept()]
-
     def fingerprint(self) -> str:
         """Return the SHA-256 of what its listing knows of its samples, and of how they are read."""
         known = (
@@ -300,8 +238,8 @@ class ImageLoader(DataLoader[_Read]):
         )
 
     @property
-    def _data(self) -> _Samples:
-        assert isinstance(self.dataset, _Samples)  # noqa: S101  as made above
+    def _data(self) -> Samples:
+        assert isinstance(self.dataset, Samples)  # noqa: S101  as made above
         return self.dataset
 
     def _indices(self) -> Sequence[int]:
@@ -356,105 +294,6 @@ def check(batch_size: int, workers: int) -> None:
             f"Expected batch_size of 1 or more and workers of 0 or more, "
             f"got {batch_size} and {workers}"
         )
-
-
-def _by_threads(data: _Samples, threads: int, ahead: int) -> Generator[_Read, None, None]:
-    """Read in threads, so many samples ahead of the one that is yielded; with no thread, in this.
-
-    Pillow lets other threads run while it decodes and resizes.
-    """
-    if not threads:
-        yield from map(data.__getitem__, range(len(data)))
-        return
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[_Read]] = deque()
-    try:
-        for number in range(len(data)):
-            waiting.append(pool.submit(data.__getitem__, number))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except (KeyboardInterrupt, Stopped):
-        pool.shutdown(wait=False, cancel_futures=True)
-        data.listing.give_up()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _by_processes(data: _Samples, batch_size: int, workers: int) -> Generator[_Read, None, None]:
-    """Read in worker processes, a batch at a time.
-
-    Raises:
-        DataError: a process ended unexpectedly.
-    """
-    loader = DataLoader(
-        data,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_quiet,
-        generator=torch.Generator(),  # so that the global one is left alone
-    )
-    batches = iter(loader)
-    try:
-        for loaded in batches:
-            # Out of the memory that is shared with the worker, which is short and costs open files.
-            found = loaded.samples
-            samples = iter(() if found is None else torch.as_tensor(found).clone())
-            for reason in loaded.reasons:
-                yield _Read(None if reason else next(samples), reason)
-    except (RuntimeError, OSError, EOFError) as error:
-        if not _of_a_death(error):
-            raise
-        with suppress(RuntimeError):  # of the signal that tells of the death, if it is to come
-            time.sleep(0.1)
-        memory = "shared memory" if "Bus error" in str(error) else "memory"
-        error.__traceback__ = None  # else it would keep the other workers
-        del batches
-        raise DataError(
-            f"a process that decodes images ended unexpectedly (out of {memory}?): use fewer "
-            f"workers (now {workers}), or a smaller batch size"
-        ) from None
-
-
-def _of_a_death(error: Exception) -> bool:
-    """Whether an error says that a worker died; those that a living one raised are its own.
-
-    torch raises RuntimeError once it knows, and before that others where a batch breaks off.
-    """
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker (pid")
-    return not str(error).startswith("Caught ")
-
-
-def _quiet(_: int) -> None:
-    """Let a worker print nothing of a batch that it cannot hand over, as the run has ended.
-
-    What goes wrong in reading is handed over, and raised where the batches are asked for.
-    """
-    sys.excepthook = lambda *_: None
-
-
-def _collate(read: list[_Read]) -> _Loaded:
-    samples = [r.sample for r in read if r.sample is not None]
-    return _Loaded(_sent(torch.stack(samples)) if samples else None, [r.reason for r in read])
-
-
-def _sent(samples: Tensor) -> Tensor | NDArray[Any]:
-    """Put a worker's batch where the other process sees it, or have it sent through a pipe.
-
-    Shared memory may be small, as the 64 MiB of a container. Were it full only when the batch is
-    being sent, torch would print why, and the other process would wait for ever.
-    """
-    if get_worker_info() is None:
-        return samples
-    try:
-        samples.share_memory_()
-        return samples
-    except RuntimeError:
-        return samples.numpy()
 
 
 def _weights(batch: Any) -> Tensor:

@@ -31,11 +31,11 @@ def list_manifest(
         raise DataError(f"{path}: a path holds a null character: {bad[0]!r:.160}")
     known = known_columns(frame, path, classes=classes, outputs=outputs)
     if isinstance(path, Path) and not any(map(is_url, names)):
-        return Listing(path.parent, [Path(name) for name in names], *known)
+        return Listing(path.parent, [Path(name) for name in names], *known, given=path)
     from adaptkit.data.remote import RemoteListing
 
     shown, urls = _urls(path, names)
-    return RemoteListing(path.parent, shown, *known, urls=urls)
+    return RemoteListing(path.parent, shown, *known, given=path, urls=urls)
 
 
 def _urls(path: Place, names: list[str]) -> tuple[list[Path], list[str]]:

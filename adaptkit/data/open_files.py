@@ -26,7 +26,7 @@ class OpenFiles:
     def __reduce__(self) -> tuple[type["OpenFiles"], tuple[Sequence[Path]]]:
         if self._held:
             raise DataError(
-                "tar files from a URL are read by processes that are forked: leave out --workers"
+                "tar files from a URL are open in this process alone: open them anew in another"
             )
         return OpenFiles, (self.paths,)
 

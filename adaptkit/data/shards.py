@@ -50,23 +50,16 @@ class ShardListing(Listing):
     """The images in tar files.
 
     Args:
-        given: what the user named: a tar file, a folder of them, or a pattern.
         files: the tar files.
         where: shape (N, 3), int64: of each image its file, and its offset and size in it.
         reasons: why an image cannot be had, by its index.
         stamp: what is said of the size and time of change of files from elsewhere.
     """
 
-    given: Place = Path()
     files: OpenFiles = field(default_factory=lambda: OpenFiles(()), repr=False)
     where: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64), repr=False)
     reasons: Mapping[int, str] = field(default_factory=dict, repr=False)
     stamp: str = ""
-
-    @property
-    def source(self) -> Place:
-        """The tar file, the folder or the pattern, for messages."""
-        return self.given
 
     def read(self, index: int, needed: Needed | None = None) -> Image.Image:
         """Return an image."""
