@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -498,6 +499,23 @@ def test_a_process_that_hangs_at_a_layer_is_named() -> None:
     first, _ = job(2, go_wrong, "hang at a layer", timeout=3)
     assert first.error is not None
     assert first.error == ("DistributedError", "rank 1 gave no answer in time")
+
+
+def fail_and_begin_anew(store: str) -> int:
+    with over(timeout=0.5) as before:
+        before.gather("")
+        if before.rank == 0:
+            with pytest.raises(DistributedError, match="rank 1 gave no sign of life"):
+                before.gather("the other one does not come here")
+    dist.destroy_process_group()
+    again = dist.FileStore(store, 2)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=again, rank=before.rank, world_size=2)
+    with over(timeout=3):
+        return adaptkit.estimate(net(), [images()]).samples
+
+
+def test_a_new_group_knows_nothing_of_one_that_failed(tmp_path: Path) -> None:
+    assert values(job(2, fail_and_begin_anew, str(tmp_path / "store"))) == [2 * N] * 2
 
 
 def no_data_at_all() -> None:
