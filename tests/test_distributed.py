@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from jobs import Ended, job, values
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 import adaptkit
@@ -139,6 +146,92 @@ def test_statistics_are_those_of_one_process_on_all_data(size: int) -> None:
             for name, arrays in first.items():
                 for a, b in zip(arrays, other[name], strict=True):
                     np.testing.assert_array_equal(a, b)
+
+
+class _Draws(Sampler[int]):
+    """Gives the samples that somebody chose."""
+
+    def __init__(self, chosen: Callable[[], NDArray[np.int64]]) -> None:
+        self.chosen = chosen
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.chosen().tolist())
+
+    def __len__(self) -> int:
+        return len(self.chosen())
+
+
+class _Changing(Dataset[tuple[Tensor, int]]):
+    """Draws by a generator of its own, which nobody has seeded."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng()
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        noise = torch.from_numpy(self.generator.standard_normal((3, 9, 9))).float()
+        return images()[index] + noise, 0
+
+
+def samplers(rank: int) -> dict[str, DataLoader[Any]]:
+    """Return loaders of which each process draws as it likes, and the first as one process does."""
+    own = np.random.default_rng(rank)
+    weights = torch.arange(N).double().tolist()
+    drawn = WeightedRandomSampler(weights, 40, generator=torch.Generator().manual_seed(rank))
+    unseeded = _Draws(lambda: np.random.permutation(N)[:30])
+    ways: dict[str, Sampler[int]] = {
+        "any order": _Draws(partial(own.permutation, N)),
+        "weighted": drawn,
+        "numpy's": unseeded,
+    }
+    data = TensorDataset(images())
+    return {name: DataLoader(data, batch_size=7, sampler=way) for name, way in ways.items()}
+
+
+def draw_apart() -> tuple[dict[str, tuple[Flat, int]], list[str]]:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    np.random.seed(rank)
+    found = {}
+    every = samplers(rank)
+    filled = [*range(N), *range(-N % size)]
+    parts = {"parts": range(rank, N, size), "filled up": filled[rank::size]}
+    data = TensorDataset(images())
+    for name, part in parts.items():
+        way = _Draws(partial(np.asarray, list(part)))
+        every[name] = DataLoader(data, batch_size=7, sampler=way)
+    changing = _Changing()
+    dealt: Sampler[int] = DistributedSampler(changing, size, rank)
+    every["changing"] = DataLoader(changing, batch_size=7, sampler=dealt)
+    for name, loader in every.items():
+        statistics = adaptkit.estimate(net(), loader, samples="all")
+        found[name] = flat(statistics), statistics.available or 0
+    said = []
+    subset = _Draws(lambda: np.random.default_rng(rank).choice(N, 30))
+    for loader in (
+        DataLoader(TensorDataset(images()), batch_size=7, sampler=subset),
+        DataLoader(changing, batch_size=7),
+    ):
+        with pytest.raises(DistributedError) as error:
+            adaptkit.estimate(net(), loader)
+        said.append(str(error.value))
+    return found, said
+
+
+def test_what_samplers_and_data_sets_draw_by_themselves_counts_once() -> None:
+    whole = adaptkit.estimate(net(), [images()], samples="all")
+    loaders = samplers(0)
+    truth = {name: adaptkit.estimate(net(), of, samples="all") for name, of in loaders.items()}
+    truth |= dict.fromkeys(("parts", "filled up", "changing"), whole)
+    for found, (overlap, unsure) in values(job(2, draw_apart)):
+        for name, (statistics, available) in found.items():
+            assert available == truth[name].samples, name
+            if name != "changing":
+                assert_same(statistics, flat(truth[name]))
+        assert "choose 1" in overlap
+        assert "seed them alike" in overlap
+        assert "come out otherwise each time" in unsure
 
 
 def options() -> list[dict[str, Any]]:

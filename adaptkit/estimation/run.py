@@ -80,7 +80,10 @@ def estimate(
     Args:
         model: with BatchNorm layers or others that store data-set statistics.
         loader: yields tensors, (tensor, label) pairs or dicts with an image; labels are not read.
-            A DataLoader over a data set that can be indexed is read in an order of our own.
+            A DataLoader over a data set that can be indexed is read in an order of our own. Of
+            several processes each reads its part of a data set that all have, of which their
+            samplers have to draw the same (one that is weighted: as in the first process); of
+            anything else each process's loader is its own part.
         mode: "exact" holds the whole sample's activations at one layer at a time; "stream" holds
             256 samples, each such chunk normalised by its own statistics, and pools the moments:
             an approximation, for more samples than memory holds.
