@@ -285,7 +285,7 @@ class Engine:
         fewest = 2 if self.world.size > 1 else 1
 
         def part() -> tuple[dict[str, Moments], int]:
-            alone = replace(self, world=ALONE)
+            alone = replace(self, world=self.world.apart())
             with ledger.kept() if ledger else contextlib.nullcontext():
                 own, count = alone._streamed(sample, seen, chunk, total, fewest, ledger)
             return {name: moments.to("cpu") for name, moments in own.items()}, count
@@ -402,6 +402,7 @@ class Engine:
                 settle=self._blended(count / (count + prior)),
                 merge=None if alone else merging,
                 owned=() if self._watched() else seen.owned,
+                watched=self.world.watched,
                 # A layer that the probe did not pass may still come for other samples.
                 visits=len(seen.visits) if all_passed else None,
                 progress=report and (lambda done: report("estimating", done, len(self.layers))),
