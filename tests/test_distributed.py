@@ -1,6 +1,7 @@
 """Several processes find what one finds on all of their data."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -453,6 +454,33 @@ def test_what_works_in_one_process_says_so() -> None:
         names = ("calibrate", "adapt_domains", "fit_input")
         for name, text in zip(names, said, strict=True):
             assert text.startswith(f"{name} works in one process")
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        for name in ("scale", "step"):
+            self.register_buffer(name, torch.ones(1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(x * self.get_buffer("scale"))
+
+
+def estimate_with_other(buffer: str) -> Flat:
+    scaled = _Scaled()
+    scaled.get_buffer(buffer).fill_(dist.get_rank() + 1.0)
+    loader = DataLoader(TensorDataset(images()), batch_size=6)
+    return flat(adaptkit.estimate(scaled, loader))
+
+
+def test_buffers_that_no_forward_reads_may_differ() -> None:
+    truth = flat(adaptkit.estimate(_Scaled(), [images()]))
+    for found in values(job(2, estimate_with_other, "step")):
+        assert_same(found, truth)
+    for one in job(2, estimate_with_other, "scale"):
+        assert one.error is not None
+        assert re.search(r"rank 1 differs from rank 0: checksum of scale \d+ for", one.error[1])
 
 
 # What goes wrong in one process ends in an error in all.

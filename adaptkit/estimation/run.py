@@ -17,7 +17,7 @@ from adaptkit.device import resolve_device
 from adaptkit.distributed import ALONE, World, world
 from adaptkit.errors import EstimationError, few
 from adaptkit.estimation import heap
-from adaptkit.estimation.agreement import agree, neighbours, take_first
+from adaptkit.estimation.agreement import agree, agree_on_buffers, neighbours, take_first
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.merging import Merging
@@ -278,7 +278,7 @@ class Engine:
         if any(self.world.gather(sample.count)):
             seen, limit = self.look(sample)
         else:  # all had passed when it was stopped
-            seen, limit = Probe((), 0, 0, frozenset()), 0
+            seen, limit = Probe((), 0, 0, frozenset(), frozenset()), 0
         chunk = max(2, min(STREAM_CHUNK, limit))
         if ledger:
             chunk, self.rows = ledger.sized(self.world, chunk, self.rows)
@@ -349,6 +349,8 @@ class Engine:
             raise EstimationError(
                 "no sample passed a norm layer with statistics: does forward= use the model?"
             )
+        read = {name for probe in every if probe for name in probe.read}
+        agree_on_buffers(self.world, self.model, read)
         layouts = self.world.gather(sample.layout == torch.contiguous_format)
         if any(layouts):  # of one that has data
             sample.lay_out(torch.contiguous_format)
