@@ -170,11 +170,12 @@ def agree(
         return
     # Which the loaders and the checkpoint stand for, or which each process may have its own of.
     own = ("source", "target", "source_data", "model", "device", "workers", "batch_size", "memory")
-    facts: dict[str, Any] = {
-        **versions(),
-        **{name: str(value) for name, value in arguments.items() if name not in own},
-        "sha256 of the checkpoint": checkpoint.sha256[:12],
-    }
+    with world.united():
+        facts: dict[str, Any] = {
+            **versions(),
+            **{name: _told(name, value) for name, value in arguments.items() if name not in own},
+            "sha256 of the checkpoint": checkpoint.sha256[:12],
+        }
     for name, loader in loaders.items():
         if isinstance(loader, ImageLoader):
             listing = loader.listing
@@ -183,6 +184,15 @@ def agree(
             facts[f"samples in {name}"] = len(listing)
             facts[f"sha256 of the names in {name}"] = sha256(names).hexdigest()[:12]
     world.agree(facts, "start all with the same code, arguments, checkpoint and images")
+
+
+def _told(name: str, value: Any) -> str:
+    """Return what tells an argument from another process's: of a file its content."""
+    if name in ("class_shares", "classes") and isinstance(value, (str, Path)):
+        path = Path(value)
+        if path.is_file():
+            return f"of sha256 {sha256(path.read_bytes()).hexdigest()[:12]}"
+    return str(value)
 
 
 def check_alike(source: ImageLoader, target: ImageLoader) -> None:
@@ -200,10 +210,14 @@ def check_alike(source: ImageLoader, target: ImageLoader) -> None:
 def refuse_too_many_bad(loader: ImageLoader, skip_bad: bool) -> None:
     """Raise DataError if more than a tenth of a loader's images could not be read.
 
-    Call it when the loader has been read through, in all processes of a job.
+    Call it when the loader has been read through, in all processes of a job. What was skipped then
+    stands in the order of the listing, whoever has read it.
     """
-    for theirs in world().gather(loader.skipped):
-        loader.skipped.update(theirs)
+    every = {path: why for theirs in world().gather(loader.skipped) for path, why in theirs.items()}
+    if every:
+        places = {path.as_posix(): place for place, path in enumerate(loader.listing.paths)}
+        loader.skipped.clear()
+        loader.skipped.update(sorted(every.items(), key=lambda named: places.get(named[0], -1)))
     bad, total = loader.skipped, len(loader.dataset)  # type: ignore[arg-type]
     if len(bad) > MOST_BAD * total and not skip_bad:
         name, reason = next(iter(bad.items()))
