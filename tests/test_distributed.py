@@ -5,6 +5,8 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -390,6 +392,8 @@ def work_apart() -> tuple[list[float], int]:
     rank = dist.get_rank()
     with alone():
         assert world().size == 1
+        with ThreadPoolExecutor() as threads:
+            assert threads.submit(lambda: world().size).result() == 1
         own = adaptkit.estimate(net()[:2], [images()[rank : rank + 9]])
     pair = dist.new_group([0, 2])
     both = 0
@@ -407,6 +411,26 @@ def test_alone_and_over_a_group() -> None:
         truth = adaptkit.estimate(head, [images()[rank : rank + 9]])["1"].mean
         np.testing.assert_allclose(mean, truth.numpy(), rtol=1e-12)
         assert both == (0 if rank == 1 else 10)
+
+
+def deal_out() -> list[int]:
+    """Take ever more numbers; the last process stops in the midst of its first one."""
+    everybody = world()
+    got = []
+    with suppress(OSError), closing(everybody.deal(1000)) as mine:
+        for number in mine:
+            got.append(number)
+            if everybody.rank:
+                raise OSError("the disk is full")
+            time.sleep(0.01)
+    return got
+
+
+def test_where_one_fails_no_more_is_dealt_out() -> None:
+    first, second = values(job(2, deal_out))
+    assert len(second) == 1
+    assert len(first) < 900
+    assert sorted(first + second) == list(range(len(first) + 1))
 
 
 def on_gpu() -> Flat:

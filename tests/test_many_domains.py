@@ -22,6 +22,7 @@ from jobs import job, values
 from many import CLASSES, EACH, adapt, fails, results, rows, write_domain
 
 from adaptkit import ImageLoader, Statistics, image_folder, load_checkpoint, save_checkpoint
+from adaptkit.free import free_memory
 from adaptkit.pipeline import DomainsRun, adapt_domain_folders
 from adaptkit.pipeline.domain_results import as_json
 from adaptkit.pipeline.one_domain import DomainAdapter
@@ -216,15 +217,18 @@ def adapt_my_part(folder: str) -> tuple[list[str], list[str], int]:
     """Adapt in one process of a job; return which failed, which it did, how many were there."""
     os.chdir(folder)
     mine: list[str] = []
+    shares: list[int] = []
     own = DomainAdapter.adapt
 
     def noted(self: DomainAdapter, name: str, loader: ImageLoader) -> tuple[DomainRow, Statistics]:
         mine.append(name)
+        shares.append(self.options["memory"])
         time.sleep(0.2)  # so that there is work for both
         return own(self, name, loader)
 
     DomainAdapter.adapt = noted  # type: ignore[method-assign]
     run = adapt_domain_folders("source.pt", "domains", device="cpu")
+    assert max(shares) < 0.3 * free_memory()  # of two at once, each a half of half
     return run.failed, mine, run.found
 
 

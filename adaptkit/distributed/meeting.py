@@ -128,8 +128,8 @@ class Meeting:
         except RuntimeError:
             return True
 
-    def take(self) -> Callable[[], int]:
-        """Return what gives, call by call, the next whole number that no other process was given.
+    def take(self) -> Callable[[int], int]:
+        """Return what gives, call by call, the first of so many whole numbers that nobody else has.
 
         To be called by all processes at the same place, between the same two meetings.
 
@@ -141,13 +141,13 @@ class Meeting:
             raise DistributedError("the process group has no store to deal work out by")
         key = self._key(f"dealt/{self._meetings()}", 0)
 
-        def next_one() -> int:
+        def first_of(count: int) -> int:
             try:
-                return int(store.add(key, 1)) - 1
+                return int(store.add(key, count)) - count
             except RuntimeError as error:
                 raise self.explained(error) from error
 
-        return next_one
+        return first_of
 
     def _meetings(self) -> int:
         return 0 if self.store is None else _meetings.get(self.store, 0)

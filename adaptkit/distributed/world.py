@@ -1,6 +1,6 @@
 """The processes that work on one thing together, as torch.distributed joins them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -169,18 +169,23 @@ class World:
         if joined.group is not None:
             joined.meeting.beat()
 
-    def deal(self, count: int) -> Iterator[int]:
+    def deal(self, count: int) -> Generator[int, None, None]:
         """Yield those of the numbers below `count` that fall to this process.
 
         Each falls to one process: to whichever asks first, so that none waits while there is work.
+        When one closes the generator before its end, as its work failed, no more fall to anybody.
         """
         if self.group is None:
             yield from range(count)
             return
         self.meeting.wait()
         take = self.meeting.take()
-        while (number := take()) < count:
-            yield number
+        while (number := take(1)) < count:
+            try:
+                yield number
+            except GeneratorExit:
+                take(count)
+                raise
 
     def watched(self, things: Iterator[T]) -> Iterator[T]:
         """Yield these, with a sign of life for each."""
@@ -217,17 +222,21 @@ class World:
 ALONE = World()
 
 _chosen: ContextVar[World | None] = ContextVar("adaptkit_world", default=None)
+_entered: dict[
+    object, World
+] = {}  # and not left; a thread started within knows no context's choice
 
 
 def world() -> World:
     """Return the processes that work together here: those of torch.distributed's default group.
 
-    One alone where torch.distributed was not initialised, and within `alone`.
+    One alone where torch.distributed was not initialised, and within `alone`, also in threads that
+    are started there.
 
     >>> world().size
     1
     """
-    chosen = _chosen.get()
+    chosen = _chosen.get() or next(reversed(_entered.values()), None)
     if chosen is not None:
         return chosen
     if not dist.is_available() or not dist.is_initialized():
@@ -247,13 +256,11 @@ def of_group(group: dist.ProcessGroup | None, timeout: float = TIMEOUT) -> World
 def alone() -> Iterator[None]:
     """Let everything within work in this process by itself, whatever torch.distributed has joined.
 
-    For what one rank does without the others, or each on data of its own.
+    For what one rank does without the others, or each on data of its own. Memory is taken as if the
+    others did nothing: where all work on one machine give `memory`.
     """
-    token = _chosen.set(world().apart())
-    try:
+    with _within(world().apart()):
         yield
-    finally:
-        _chosen.reset(token)
 
 
 @contextmanager
@@ -268,10 +275,18 @@ def over(group: dist.ProcessGroup | None = None, *, timeout: float = TIMEOUT) ->
         DistributedError: this process does not belong to the group.
     """
     found = of_group(dist.group.WORLD if group is None else group, timeout)
-    token = _chosen.set(found)
-    try:
+    with _within(found):
         yield found
+
+
+@contextmanager
+def _within(chosen: World) -> Iterator[None]:
+    token, block = _chosen.set(chosen), object()
+    _entered[block] = chosen
+    try:
+        yield
     finally:
+        del _entered[block]
         _chosen.reset(token)
 
 

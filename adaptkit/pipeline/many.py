@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import signature
@@ -18,6 +19,8 @@ from adaptkit.data import ImageLoader, Place, place
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
 from adaptkit.errors import EstimationError, OutputError
+from adaptkit.estimation.agreement import neighbours
+from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.precision import Precision, autocast
 from adaptkit.estimation.run import checked
 from adaptkit.files import check_outputs
@@ -265,8 +268,10 @@ def adapt_domain_folders(
             pooled = adapt_once(targets, listed, adapter, results_of(results), base, force)
     pooled = together.first(pooled)
     adapter = replace(adapter, once=None if pooled is None else pooled.once)
-    with together.united():
-        mine = together.deal(len(domains))
+    if memory is None and together.size > 1:  # which work at once, each as if it were alone
+        share = allowed(None, where, neighbours(together, where))
+        adapter = replace(adapter, options={**adapter.options, "memory": share})
+    with together.united(), closing(together.deal(len(domains))) as mine:
         own = _adapt_each(
             targets, mine, listed, adapter, results, base, force, partial(watch, "domains")
         )
