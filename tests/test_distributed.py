@@ -299,6 +299,33 @@ def stream_first_layer() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return found.mean.numpy(), found.variance().numpy()
 
 
+def rows_of_features(size: int) -> list[Tensor]:
+    """Return what each process streams: a lone one at the end of a chunk, one in all, none."""
+    x = torch.randn(259, 5, generator=torch.Generator().manual_seed(3)) + 2
+    return [x[:257], x[257:258], x[:0], x[258:]][:size]
+
+
+def stream_lone_ones() -> tuple[Flat, int]:
+    own = rows_of_features(4)[dist.get_rank()]
+    batches = list(own.split(16)) if len(own) else []
+    found = adaptkit.estimate(
+        nn.Sequential(nn.BatchNorm1d(5)), batches, mode="stream", samples="all", weight=_first_of
+    )
+    return flat(found), found.samples
+
+
+def _first_of(batch: Tensor) -> Tensor:
+    return batch[:, 0].square()
+
+
+def test_no_stream_loses_a_sample_that_has_no_other_beside_it() -> None:
+    x = torch.cat(rows_of_features(4))
+    truth = adaptkit.estimate(nn.Sequential(nn.BatchNorm1d(5)), [x], weight=_first_of)
+    for found, samples in values(job(4, stream_lone_ones)):
+        assert samples == 259
+        assert_same(found, flat(truth))
+
+
 def evaluate_all() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, loader in loaders().items():

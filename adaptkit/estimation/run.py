@@ -86,7 +86,8 @@ def estimate(
             anything else each process's loader is its own part.
         mode: "exact" holds the whole sample's activations at one layer at a time; "stream" holds
             256 samples, each such chunk normalised by its own statistics, and pools the moments:
-            an approximation, for more samples than memory holds.
+            an approximation, for more samples than memory holds. A sample that would be a chunk
+            alone, without a variance, goes with others.
         samples: how many samples to use at most, by default 1,024. Where the data set can be
             indexed they are drawn at random from `seed`; of any other iterable they are the first
             ones. "all" takes all, and is the default with `tolerance`.
@@ -275,6 +276,8 @@ class Engine:
 
         Of several processes each does so by itself, and what they found is pooled at the end.
         """
+        if self.world.size > 1 and ledger is None:
+            sample.pass_on(self.world, self.where)
         if any(self.world.gather(sample.count)):
             seen, limit = self.look(sample)
         else:  # all had passed when it was stopped
@@ -282,20 +285,17 @@ class Engine:
         chunk = max(2, min(STREAM_CHUNK, limit))
         if ledger:
             chunk, self.rows = ledger.sized(self.world, chunk, self.rows)
-        fewest = 2 if self.world.size > 1 else 1
 
         def part() -> tuple[dict[str, Moments], int]:
             alone = replace(self, world=self.world.apart())
             with ledger.kept() if ledger else contextlib.nullcontext():
-                own, count = alone._streamed(sample, seen, chunk, total, fewest, ledger)
+                own, count = alone._streamed(sample, seen, chunk, total, ledger)
             return {name: moments.to("cpu") for name, moments in own.items()}, count
 
         every = self.world.together(part)
         found: dict[str, Moments] = {}
         for own, _ in every:
             pool(found, own)
-        if not found:
-            raise EstimationError("each process has one sample, and streaming needs two in one")
         return Statistics(found, sum(count for _, count in every), mode="stream")
 
     def _streamed(
@@ -304,18 +304,15 @@ class Engine:
         seen: Probe,
         chunk: int,
         total: int | None,
-        fewest: int,
         ledger: Ledger | None,
     ) -> tuple[dict[str, Moments], int]:
         found = dict(ledger.held.moments) if ledger else {}
         count = ledger.held.passed if ledger else 0
         if count and self.progress:
             self.progress("streaming", count, total)
-        while not sample.ended and (total is None or count < total):
-            left = chunk if total is None else min(chunk, total - count)
-            sample.grow(left)
-            # A last sample alone has no variance in every layer.
-            if sample.count < (2 if count else fewest):
+        while not sample.ended:
+            sample.fill(chunk)
+            if not sample.count:
                 break
             with self.autocast():
                 pool(found, self._lockstep(sample, seen, sample.count))

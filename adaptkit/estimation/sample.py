@@ -1,6 +1,5 @@
 """The samples that a run has read so far, ready to pass through the model together."""
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from adaptkit.errors import DataError, EstimationError
 from adaptkit.estimation.sampling import regroup
 
 Weight = Callable[[Any], Tensor]
+_Piece = tuple[Any, Tensor | None]
 
 
 @dataclass
@@ -29,22 +29,22 @@ class Sample:
             cores a ResNet-50 forward takes three quarters of the time.
     """
 
-    source: Iterator[tuple[Any, Tensor | None]]
+    source: Iterator[_Piece]
     tensors: bool
     layout: torch.memory_format = torch.channels_last
     count: int = 0
     ended: bool = False
+    _ahead: deque[_Piece] = field(default_factory=deque)  # read, and not yet held
     _batches: list[Any] = field(default_factory=list)
     _weights: list[Tensor] = field(default_factory=list)
 
     def grow(self, count: int, progress: Callable[[int], None] | None = None) -> None:
         """Read on until there are `count` samples or the data ends."""
         while self.count < count and not self.ended:
-            try:
-                batch, weight = next(self.source)
-            except StopIteration:
-                self.ended = True
+            piece = self._next()
+            if piece is None:
                 return
+            batch, weight = piece
             size = size_of(batch)
             if self.tensors and self.count + size > count:  # put the rest back
                 cut = (
@@ -52,7 +52,7 @@ class Sample:
                     torch.arange(size)[count - self.count :],
                 )
                 rest = take(batch, cut[1]), None if weight is None else weight[cut[1]]
-                self.source = itertools.chain([rest], self.source)
+                self._ahead.appendleft(rest)
                 batch, weight = take(batch, cut[0]), None if weight is None else weight[cut[0]]
             self._batches.append(self._laid_out(batch))
             if weight is not None:
@@ -60,6 +60,47 @@ class Sample:
             self.count += size_of(batch)
             if progress:
                 progress(self.count)
+
+    def fill(self, count: int) -> None:
+        """Read on until there are `count` samples or the data ends; a last one alone comes too."""
+        self.grow(count)
+        ahead: list[_Piece] = []
+        while sum(size_of(batch) for batch, _ in ahead) < 2 and (piece := self._next()):
+            ahead.append(piece)
+        self._ahead.extendleft(reversed(ahead))
+        if self.ended and ahead:
+            self.ended = False
+            self.grow(self.count + 2)
+
+    def pass_on(self, world: World, where: torch.device) -> None:
+        """Give the sample of each process that has only one to the first process that has more.
+
+        If none has, the first of them gets those of all.
+        """
+        with world.united():
+            self.grow(2)
+        alone = self.count == 1
+        own = [to_device(batch, torch.device("cpu")) for batch in self._batches] if alone else []
+        every = world.gather((self.count, own, self._weights if alone else []))
+        taker = max(range(world.size), key=lambda rank: min(every[rank][0], 2))
+        if alone and world.rank != taker:
+            self.clear()
+        if world.rank == taker:
+            given = [
+                (to_device(batch, where), weights[0] if weights else None)
+                for rank, (_, batches, weights) in enumerate(every)
+                for batch in batches
+                if rank != taker
+            ]
+            self._ahead.extend(given)
+            self.ended = False
+
+    def _next(self) -> _Piece | None:
+        if self._ahead:
+            return self._ahead.popleft()
+        piece = next(self.source, None)
+        self.ended = piece is None
+        return piece
 
     def lay_out(self, layout: torch.memory_format) -> None:
         """Hold images in another order in memory, those to come too."""
