@@ -1,6 +1,7 @@
 """Running a model over images and saying how good it is, for each kind of output."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -62,24 +63,27 @@ def score_and_see(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     chosen = np.zeros(n, dtype=bool)
     chosen[order[:most].numpy()] = True
-    mine = np.arange(n)[together.rank :: together.size]  # as `evaluate` deals them out
+    paths = images.paths()
+    mine = (  # as `evaluate` deals them out; what cannot be read is known once it should have come
+        place
+        for place in range(together.rank, n, together.size)
+        if paths[place].as_posix() not in images.skipped
+    )
     found: list[NDArray[np.float32]] = []
     places: list[NDArray[np.intp]] = []
     seen = True
-    count = 0
 
     def forward(net: nn.Module, batch: Any) -> Any:
-        nonlocal count, seen
+        nonlocal seen
         output = call(net, batch)
         try:
             vectors = tap.take(len(inputs_of(batch)))
         except NoFeaturesError:
             seen = False
             return output
-        here = mine[count : count + len(vectors)]
-        found.append(vectors[chosen[here]])
+        here = np.fromiter(islice(mine, len(vectors)), dtype=np.intp)
+        found.append(vectors[: len(here)][chosen[here]])
         places.append(here[chosen[here]])
-        count += len(vectors)
         return output
 
     try:
