@@ -13,7 +13,7 @@ from adaptkit.distributed import world
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import Statistics, estimate
 from adaptkit.estimation.agreement import blended, take_first
-from adaptkit.guard import Calibration, Decision, decide, decided_statistics
+from adaptkit.guard import Calibration, Decision, guarded_statistics
 from adaptkit.moments import Moments
 
 
@@ -135,10 +135,7 @@ def _guarded(
             "the guard reads the data twice, and an iterator can be read once: give a list or a "
             "DataLoader"
         )
-    alike = {name: options[name] for name in _OF_DECIDE if name in options}
-    decision = decide(model, loader, calibration=calibration, prior=prior, **alike)
-    _, statistics = decided_statistics(decision, model, loader, prior=prior, **options)
+    decision, _, statistics = guarded_statistics(
+        model, loader, calibration=calibration, prior=prior, **options
+    )
     return statistics, decision
-
-
-_OF_DECIDE = ("memory", "layers", "precision", "forward", "weight", "on_bad", "seed", "progress")

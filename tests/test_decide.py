@@ -7,10 +7,11 @@ import digits
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from adaptkit import Calibration, EstimationError, adapt, calibrate, evaluate
 from adaptkit.estimation.trial import Trial
-from adaptkit.guard import Decision, decide, decided_statistics
+from adaptkit.guard import Decision, decide, decided_statistics, guarded_statistics
 from adaptkit.guard.calibrated import decide_calibrated
 from adaptkit.guard.fixed_points import agreed
 from adaptkit.guard.view import View
@@ -194,6 +195,55 @@ def test_streams_and_tolerances_are_for_plain_adabn() -> None:
     assert decided_statistics(kept, net(), data)[1] is None
 
 
+class _Counted(Dataset[Tensor]):
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.read = x, 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.read += 1
+        return self.x[index]
+
+
+@pytest.mark.parametrize("classes", [None, [3, 8], [1]])
+@pytest.mark.parametrize("prior", [0, 16])
+@pytest.mark.parametrize(
+    ("samples", "count", "again"), [(256, 897, False), (None, 120, False), (64, 897, True)]
+)
+def test_what_was_run_to_decide_is_not_run_again(
+    classes: list[int] | None,
+    prior: float,
+    samples: int | None,
+    count: int,
+    again: bool,  # the samples are others
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = _Counted(torch.cat([x for x, _ in target(classes, 0.3, count)]))
+    data = DataLoader(images, batch_size=50)
+    how: dict[str, Any] = {"samples": samples, "prior": prior}
+    decision = decide(net(), data, prior=prior)
+    expected = decided_statistics(decision, net(), data, **how)
+    images.read, ways, run = 0, [], Trial.run
+    monkeypatch.setattr(Trial, "run", lambda *a, **k: (ways.append(a), run(*a, **k))[1])
+    found, *statistics = guarded_statistics(net(), data, **how)
+    n = len(images)
+    assert images.read == min(256, n) + (64 if again and n > 64 else 0)
+    assert len(ways) <= 10 + again * 6  # source, full, early, and rounds of balancing, 2 + 5
+    assert (found.choice, found.figures) == (decision.choice, decision.figures)
+    for mine, theirs in zip(statistics, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is None or theirs is None:
+            continue
+        assert (mine.samples, mine.available) == (theirs.samples, theirs.available)
+        for name in theirs:
+            torch.testing.assert_close(mine[name].mean, theirs[name].mean)
+            torch.testing.assert_close(mine[name].variance(), theirs[name].variance())
+    errors = [statistics.errors() for statistics in (statistics[0], expected[0])]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+
+
 def test_models_that_give_no_classes_are_judged_by_their_images() -> None:
     class Dense(nn.Module):
         def __init__(self) -> None:
@@ -207,7 +257,10 @@ def test_models_that_give_no_classes_are_judged_by_their_images() -> None:
     x = [x for x, _ in target()]
     model = adapt(Dense(), x, samples="all")
     assert decide(model, x).choice == "source"
-    assert decide(model, [3 * part for part in x]).choice == "full"
+    far = [3 * part for part in x]
+    assert decide(model, far).choice == "full"
+    _, seen, applied = guarded_statistics(model, far, samples=256)
+    assert applied is seen
 
 
 def test_a_calibration_of_another_model_is_refused() -> None:

@@ -1,6 +1,6 @@
 """The ways to set a model's statistics that the guard chooses among."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class Source:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        return View.of(trial.run(trial.source))
+        return trial.once(self, lambda: View(trial.run(trial.source)))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Full:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        return View.of(trial.run())
+        return trial.once(self, lambda: View(trial.run()))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,10 @@ class Early:
                 return moments.mean, moments.variance()
             return trial.source(name, moments)
 
-        return View.of(trial.run(settle, weight=weight))
+        def run() -> View:
+            return View(trial.run(settle, weight=weight))
+
+        return run() if weight is not None else trial.once(self, run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Corrected:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        return View.of(trial.run(ClassMix(self.moments, torch.from_numpy(self.shares))))
+        return View(trial.run(ClassMix(self.moments, torch.from_numpy(self.shares))))
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Balanced:
 
     Args:
         share: of the layers that are adapted, in the model's order.
-        rounds: 1 or more.
+        rounds: of weighting all of `share`; 0 weights the early layers once.
         floor: keeps a class of few predictions from weighing more than so few of a balanced target.
     """
 
@@ -96,11 +99,14 @@ class Balanced:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        last = Early().run(trial)
-        last = Early().run(trial, self._weights(last))
-        for _ in range(self.rounds):
-            last = Early(self.share).run(trial, self._weights(last))
-        return last
+
+        def run() -> View:
+            if not self.rounds:
+                return Early().run(trial, self._weights(Early().run(trial)))
+            last = replace(self, rounds=self.rounds - 1).run(trial)
+            return Early(self.share).run(trial, self._weights(last))
+
+        return trial.once(self, run)
 
     def _weights(self, view: View) -> Tensor:
         n, k = view.probabilities.shape
