@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Caller, Forward, describe, device_of, labels_of
 from adaptkit.device import resolve_device
 from adaptkit.distributed import Share, world
@@ -107,7 +107,7 @@ def evaluate(
     classes = 0
     count = 0
     share, run = Share.of(loader, world()), Caller(model, where, forward)
-    with share.world.united(), norms.evaluating(model), torch.no_grad():
+    with share.world.united(), norms.evaluating(model), heap.kept(where), torch.no_grad():
         for batch in share:
             output = run(batch)
             logits = logits_of(output)

@@ -11,12 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
 from adaptkit.distributed import ALONE, World, world
 from adaptkit.errors import EstimationError, few
-from adaptkit.estimation import heap
 from adaptkit.estimation.agreement import agree, neighbours, take_first
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.memory import allowed

@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Forward, call
 from adaptkit.distributed import World, world
 from adaptkit.errors import EstimationError
-from adaptkit.estimation import heap
 from adaptkit.estimation.agreement import agree
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.precision import Precision
