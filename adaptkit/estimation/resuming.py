@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adaptkit import __version__
 from adaptkit.distributed import World, world
-from adaptkit.distributed.sharing import digest_of
+from adaptkit.distributed.likeness import likeness
 from adaptkit.errors import OutputError
 from adaptkit.estimation.place import Place, Track, check_enterable
 from adaptkit.files import check_outputs, remove_file
@@ -206,7 +206,7 @@ def _checksum(model: nn.Module) -> str:
 def _of_data(loader: Any) -> str:
     if hasattr(loader, "fingerprint"):
         return str(loader.fingerprint())[:12]
-    return digest_of(loader, range(len(loader.dataset)))[:12]
+    return likeness(loader, range(len(loader.dataset))).digest[:12]
 
 
 def _moments(values: Tensor, count: int, weight: float, samples: int, within: bool) -> Moments:

@@ -203,7 +203,13 @@ class Trial:
             Tap(self.model) as tap,
         ):
             moments = lockstep(
-                self.model, self.layers, batches, forward, weight=weight, settle=noted
+                self.model,
+                self.layers,
+                batches,
+                forward,
+                weight=weight,
+                settle=noted,
+                watched=world().watched,
             )
             try:
                 features = tap.take_all(len(self))
