@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "device": {"errors"},
     "free": set(),
     "batches": {"errors"},
-    "norms": {"errors"},
+    "norms": {"distributed", "errors"},
     "shift": {"errors"},
     "data": {"batches", "errors", "free", "launched", "transform"},
     "fingerprints": set(),

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from adaptkit import __version__, norms
 from adaptkit.distributed import World
-from adaptkit.errors import EstimationError
 from adaptkit.estimation.statistics import Statistics
 
 
@@ -23,11 +22,11 @@ def agree(
 
     Raises:
         DistributedError: they have not; it names what differs.
-        EstimationError: the model's parameters are themselves dealt out over processes.
+        ModelError: the model's parameters are dealt out over processes, and not by FSDP.
     """
     if world.size == 1:
         return
-    with world.united():
+    with world.united(), norms.evaluating(model):
         facts = {
             "adaptkit": __version__,
             "torch": torch.__version__,
@@ -75,11 +74,6 @@ def _checksums(model: nn.Module) -> dict[str, int]:
     }
     found = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if hasattr(tensor, "device_mesh"):
-            raise EstimationError(
-                f"{name} is dealt out over processes (FSDP, DTensor), and estimation needs a whole "
-                f"model in each: gather its state dict and load that into a plain model"
-            )
         plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.numel()
         if name not in statistics and plain:
             found[f"checksum of {name}"] = _checksum(tensor)

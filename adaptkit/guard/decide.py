@@ -108,7 +108,7 @@ def decide(
         keep=logits_alone,
     )
     together = world()
-    with together.united():
+    with norms.evaluating(trial.model), together.united():  # whole, however many runs that takes
         found = _decided(trial, calibration, shares)
     return together.first(found)
 
