@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "checkpoint": {
         "errors",
         "architectures",
+        "distributed",
         "exact",
         "files",
         "guard",

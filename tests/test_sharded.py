@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import adaptkit
 from adaptkit import norms
-from adaptkit.errors import DistributedError, ModelError
+from adaptkit.errors import CheckpointError, DistributedError, ModelError
 from adaptkit.features import features
 
 N = 41
@@ -161,12 +161,16 @@ def refuse() -> Any:
         with pytest.raises(ModelError) as error:
             adaptkit.adapt(WAYS[way](net()), part())
         said.append(str(error.value))
+        with pytest.raises(CheckpointError, match=r"statistics.apply\(model\)"):
+            adaptkit.save_checkpoint("nowhere.pt", WAYS[way](net()))
     mesh = init_device_mesh("cpu", (2,))
     model = net()
     parallelize_module(model[6], mesh, ColwiseParallel(output_layouts=Replicate()))
-    for call in (adaptkit.estimate, adaptkit.evaluate):
+    zero = net()
+    vars(zero[6].weight)["ds_tensor"] = torch.empty(0)  # what DeepSpeed's ZeRO-3 leaves of it
+    for call, dealt_out in ((adaptkit.estimate, model), (adaptkit.evaluate, zero)):
         with pytest.raises(ModelError) as error:
-            call(model, part())
+            call(dealt_out, part())
         said.append(str(error.value))
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     plain = nn.Sequential(*net())

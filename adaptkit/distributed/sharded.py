@@ -52,12 +52,17 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: it is one of FSDP, which cannot be copied.
     """
-    if any(isinstance(m, (FSDPModule, FullyShardedDataParallel)) for m in model.modules()):
+    if is_dealt_out(model):
         raise ModelError(
             "a model that FSDP deals out over processes cannot be copied: adapt it with "
             "inplace=True, and leave device= out"
         )
     return copy.deepcopy(model)
+
+
+def is_dealt_out(model: nn.Module) -> bool:
+    """Whether FSDP deals a model's parameters out over processes."""
+    return any(isinstance(m, (FSDPModule, FullyShardedDataParallel)) for m in model.modules())
 
 
 @contextmanager
