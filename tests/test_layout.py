@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "free": set(),
     "heap": set(),
     "batches": {"errors"},
-    "norms": {"errors"},
+    "norms": {"distributed", "errors"},
     "shift": {"errors"},
     "data": {"batches", "errors", "free", "launched", "transform"},
     "fingerprints": set(),
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "checkpoint": {
         "errors",
         "architectures",
+        "distributed",
         "exact",
         "files",
         "guard",

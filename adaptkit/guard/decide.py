@@ -152,7 +152,7 @@ def _decided(
     trial: Trial, calibration: Calibration | None, shares: Tensor | Sequence[float] | None
 ) -> Decision:
     together = world()
-    with together.united():
+    with norms.evaluating(trial.model), together.united():  # whole, however many runs that takes
         found = _weighed(trial, calibration, shares)
     return together.first(found)
 
@@ -233,7 +233,7 @@ def decided_statistics(
 def _tried(way: Way, trial: Trial) -> tuple[Statistics, Statistics | None]:
     """Return what the layers see of a trial's sample behind a way's statistics, and those."""
     together = world()
-    with together.united():
+    with norms.evaluating(trial.model), together.united():
         found = way.run(trial).seen
         plain = found.plain.to("cpu")
         if isinstance(way, Source):
