@@ -116,6 +116,17 @@ def test_an_array_with_weights_is_each_domain_as_alone() -> None:
         assert rows()[name]["images"] == EACH
 
 
+def test_samples_of_no_weight_are_drawn_for_no_pack() -> None:
+    weight = np.where(np.arange(3 * EACH) % 4 == 0, 1.0, 0.0)
+    write_array("all.npz", weight=weight)
+    result = adapt(*OFF, "--samples", "5", target="all.npz")
+    assert result.exit_code == 0, result.output
+    for name, row in rows().items():
+        assert (row["images"], row["samples"]) == (EACH, 5), name
+    pooled = json.loads(Path("source-domains/summary.json").read_text())["pooled"]
+    assert pooled["samples"] == 5
+
+
 @pytest.mark.parametrize("target", ["all.tar", "shards/{0..2}.tar", "shards"])
 def test_tar_files_that_say_their_images_domains(target: str) -> None:
     assert adapt(*OFF, "--out", "folder").exit_code == 0

@@ -223,6 +223,28 @@ def test_weights_count_samples_as_often() -> None:
     torch.testing.assert_close(first.mean, repeated["1"].mean, rtol=1e-6, atol=1e-6)
 
 
+def test_samples_of_no_weight_are_not_drawn_for_the_statistics() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    x = torch.randn(200, 3)
+    weight = torch.zeros(200)
+    weight[[3, 70, 199]] = 1.0
+    np.savez("x.npz", x=x.numpy(), weight=weight.numpy())
+    loader = open_data("x.npz")
+    for samples in (2, 3, 50):
+        found = estimate(net, loader, samples=samples)
+        assert found.samples == min(samples, 3)
+        assert found.available == 3
+    expected = estimate(net, [x[[3, 70, 199]]])
+    torch.testing.assert_close(found["0"].mean, expected["0"].mean)
+    torch.testing.assert_close(found["0"].variance(), expected["0"].variance())
+    assert len(evaluate(net, loader)) == 200  # but they are scored
+    ones = estimate(net, loader, samples=50, weight=lambda batch: torch.ones(len(batch["input"])))
+    assert ones.samples == 50
+    with pytest.raises(EstimationError, match="all samples weigh 0"):
+        estimate(net, loader.subset([0, 1, 2]))
+
+
 def test_the_guard_takes_weights_too() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
@@ -234,7 +256,7 @@ def test_the_guard_takes_weights_too() -> None:
     one = decide(net, whole, weight=whole.weight)
     other = decide(net, part)
     assert one.choice == other.choice
-    assert one.samples == 200
+    assert one.samples == other.samples == 100
     assert decide(net, whole).figures == one.figures  # they are the loader's own
     with pytest.raises(EstimationError, match="weight= to return a tensor"):
         decide(net, whole, weight=lambda _: torch.ones(1))

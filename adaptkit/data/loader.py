@@ -245,6 +245,15 @@ class ImageLoader(DataLoader[Read]):
         every = self._indices()
         return self._like(self.transform, [every[i] for i in indices], True)
 
+    def weighing(self) -> "ImageLoader":
+        """Return a loader of the samples whose weight is not 0; it shares as `subset` does."""
+        every, weights = self._indices(), self.listing.weights
+        return (
+            self
+            if weights is None
+            else self._like(self.transform, [i for i in every if weights[i]], True)
+        )
+
     def _like(
         self, transform: Transform | None, indices: Sequence[int], same_pixels: bool
     ) -> "ImageLoader":

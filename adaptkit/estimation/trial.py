@@ -97,7 +97,7 @@ class Trial:
         agree(together, self.model, self.layers, alike | {"precision": precision})
         self.stored = {name: norms.read(layer) for name, layer in self.layers.items()}
         self._forward, self._prior, self._keep = forward or call, prior, keep
-        chosen = draw(loader, wanted, seed, together)
+        chosen = draw(loader, wanted, seed, together, weight)
         dropped: list[int] = []
         self._sample = Sample(
             together.watched(

@@ -22,10 +22,12 @@ class Listed:
     Args:
         state: of its files (see `Listing.state`).
         count: how many there are.
+        weightless: which of them count for nothing in the statistics.
     """
 
     state: str
     count: int
+    weightless: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class DomainTargets:
             DataError: what is wrong with its folder.
         """
         listing = self.loader(name).listing
-        return Listed(listing.state(), len(listing))
+        weightless = {i for i, weight in enumerate(listing.weights or ()) if not weight}
+        return Listed(listing.state(), len(listing), frozenset(weightless))
 
     def pooled(self, places: Mapping[str, Sequence[int]]) -> ImageLoader:
         """Return the loader of some samples of several domains as of one, without labels.
