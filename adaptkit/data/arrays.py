@@ -14,7 +14,7 @@ from torch import Tensor
 from adaptkit.batches import INPUT_KEYS, LABEL_KEYS
 from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, numbers
 from adaptkit.data.decode import Needed, eight_bit
-from adaptkit.data.labels import as_indices
+from adaptkit.data.labels import NONE, as_indices
 from adaptkit.data.listing import Listing, state_of
 from adaptkit.data.place import Place
 from adaptkit.data.stored import SUFFIXES, Array, chosen, named, read_arrays
@@ -165,17 +165,18 @@ def list_array(
         raise DataError(f"{path}: expected samples of shape (N, ...), got {tuple(samples.shape)}")
     if not _numeric(samples):
         raise DataError(f"{path}: expected samples that are numbers, got {samples.dtype}")
-    labels, names, note = None, None, ""
+    found = NONE
     if values := _beside(arrays, LABEL_KEYS, samples, path):
-        labels, names, note = as_indices(values, path, classes=classes, outputs=outputs)
+        found = as_indices(values, path, classes=classes, outputs=outputs)
     given = _beside(arrays, _WEIGHT_KEYS, samples, path)
     ready = not (pixels and _are_pixels(samples, path))
-    notes = [note, _READY.format(name=path.name) if ready and pixels else ""]
+    notes = [found.note, _READY.format(name=path.name) if ready and pixels else ""]
     return ArrayListing(
         root=path.parent,
         paths=_Names(path.name, range(len(samples))),
-        labels=labels,
-        classes=names,
+        labels=found.labels,
+        classes=found.classes,
+        partly=found.partly,
         note=" ".join(filter(None, notes)),
         domains=_beside(arrays, _DOMAIN_KEYS, samples, path),
         weights=as_weights(_as_numbers(given, path), path) if given else None,
@@ -216,11 +217,7 @@ def list_table(
     return ArrayListing(
         root=path.parent,
         paths=_Names(path.name, range(len(array))),
-        labels=known.labels,
-        classes=known.classes,
-        note=known.note,
-        domains=known.domains,
-        weights=known.weights,
+        **known._asdict(),
         shape=(len(features),),
         given=path,
         file=path,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adaptkit.data.labels import as_indices
+from adaptkit.data.labels import NONE, Partly, as_indices
 from adaptkit.data.place import Place
 from adaptkit.errors import DataError, DependencyError, few
 
@@ -23,6 +23,7 @@ class Known(NamedTuple):
     note: str
     domains: list[str] | None
     weights: list[float] | None
+    partly: Partly | None
 
 
 def read_columns(path: Path) -> Any:
@@ -54,16 +55,14 @@ def known_columns(
         DataError: a label is no class of the model's, a domain is missing, or a weight is not a
             number of 0 or more.
     """
-    labels, names, note = None, None, ""
+    found = NONE
     if "label" in frame:
-        labels, names, note = as_indices(
-            texts(frame["label"]), path, classes=classes, outputs=outputs
-        )
+        found = as_indices(texts(frame["label"]), path, classes=classes, outputs=outputs)
     domains = texts(frame["domain"]) if "domain" in frame else None
     if domains and "" in domains:
         raise DataError(f"{path}: {_row(domains.index(''))} has no domain")
     weights = as_weights(numbers(frame["weight"]), path) if "weight" in frame else None
-    return Known(labels, names, note, domains, weights)
+    return Known(found.labels, found.classes, found.note, domains, weights, found.partly)
 
 
 def as_weights(values: np.ndarray, where: object) -> list[float]:

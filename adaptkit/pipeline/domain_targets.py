@@ -91,7 +91,7 @@ class DomainTargets:
             found = self.opened(folder if isinstance(folder, Path) else folder.as_folder())
             return found.of(found.listing, self.pixels, _Keys(name, found.listing.paths))
         members = self.members[name]
-        return self.as_one.of(self.as_one.listing.at(members), self.pixels, members)
+        return self.as_one.of(self.as_one.listing.at(members).alone(), self.pixels, members)
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -119,7 +119,9 @@ class DomainTargets:
         """
         if self.as_one is not None:
             chosen = [self.members[name][i] for name, some in places.items() for i in some]
-            listing = replace(self.as_one.listing.at(chosen), labels=None, classes=None)
+            listing = replace(
+                self.as_one.listing.at(chosen), labels=None, classes=None, partly=None
+            )
             return self.as_one.of(listing, self.pixels, chosen)
         parts: dict[str, Listing] = {}
         for name, some in places.items():

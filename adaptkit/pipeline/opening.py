@@ -150,9 +150,10 @@ def open_samples(
         memory=memory,
         fast_jpeg=fast_jpeg,
     )
-    if named or loader.listing.labels is None:
+    listing = loader.listing
+    if named or (listing.labels is None and listing.partly is None):
         return loader
-    return loader.of(replace(loader.listing, labels=None, classes=None))
+    return loader.of(replace(listing, labels=None, classes=None, partly=None))
 
 
 def notes_on(checkpoint: Checkpoint, head: Head | None = None) -> list[str]:
