@@ -173,6 +173,14 @@ def test_a_table_for_a_net_over_features() -> None:
     torch.testing.assert_close(mean, seen.mean(0), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(variance, seen.var(0), rtol=1e-4, atol=1e-5)
     assert "input_shift" not in rows().index.get_level_values(0)
+    for columns, said in (
+        (list("abcdef"), "of 6 features: its first layer takes 5 features: leave out what is no"),
+        (list("abcd"), "of 4 features: its first layer takes 5 features: some are missing"),
+    ):
+        table.assign(f=1.0)[columns].to_csv("u.csv", index=False)
+        result = run(*arch, target="u.csv", source="f.pt")
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
     again = CliRunner().invoke(
         main, ["shift", "--model", "f.pt", "--target", "t.csv", *arch[:2], "--source-data", "t.csv"]
     )

@@ -1,5 +1,6 @@
 """A file of rows and named columns, and what ours mean: path, label, domain, weight."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from adaptkit.errors import DataError, DependencyError, few
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PATH = "path"
 KNOWN = ("label", "domain", "weight")
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # as pandas calls a column without a name
 
 
 class Known(NamedTuple):
@@ -84,10 +86,14 @@ def as_weights(values: np.ndarray, where: object) -> list[float]:
 
 
 def texts(column: Any) -> list[str]:
-    """Return a column as text, "" where there is none."""
-    values = column.astype(object).where(column.notna(), "").map(str).str.strip()
+    """Return a column as text, "" where there is none; bytes, which Parquet may have, as UTF-8."""
+    values = column.astype(object).where(column.notna(), "").map(_as_text).str.strip()
     found: list[str] = values.tolist()
     return found
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def numbers(column: Any) -> np.ndarray:
@@ -95,6 +101,23 @@ def numbers(column: Any) -> np.ndarray:
     import pandas as pd
 
     return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+
+
+def numbering(frame: Any) -> list[str]:
+    """Return the first columns that have no name and only number the rows, as pandas saves them.
+
+    >>> import pandas as pd
+    >>> numbering(pd.DataFrame({"Unnamed: 0": ["7", "3"], "a": ["1", "2"]}))
+    ['Unnamed: 0']
+    """
+    found: list[str] = []
+    for name in frame.columns[:-1]:
+        values = numbers(frame[name])
+        whole = bool((values == np.floor(values)).all() and (values >= 0).all())
+        if not _UNNAMED.fullmatch(name) or not whole or len(np.unique(values)) < len(values):
+            break
+        found.append(name)
+    return found
 
 
 def _is_number(name: str) -> bool:
