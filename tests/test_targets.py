@@ -1,6 +1,7 @@
 """The command on what is no folder of images: manifests, arrays, signals and tables."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,30 @@ def test_domains_that_are_taken_as_one_are_mentioned() -> None:
     domains = ["north" if i % 2 else "south" for i in range(len(paths))]
     pd.DataFrame({"path": map(str, paths), "domain": domains}).to_csv("m.csv", index=False)
     assert "2 domains taken as one; --domains folder adapts to each." in run(target="m.csv").output
+
+
+def shown(page: str) -> str:
+    """Return a page's text and the words of its charts, without its style and its program."""
+    html = Path(page).read_text(encoding="utf-8")
+    other = r"<style.*?</style>|<script(?! type=.application/json).*?</script>|<meta[^>]*>"
+    return re.sub(other, "", html, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("guard", ["off", "auto", "report"])
+def test_what_is_no_image_is_called_a_sample(guard: str) -> None:
+    torch.save(factory("signals").state_dict(), "s.pt")
+    write_signals()
+    result = run(
+        *SIGNALS, "--guard", guard, "--source-data", "x.npz", target="x.npz", source="s.pt"
+    )
+    assert result.exit_code == 0, result.output
+    assert "samples" in result.output
+    for text in (result.output, shown("out.html")):
+        assert not re.findall(r".{30}\b[Ii]mages?\b.{30}", text)
+    shift = ["--model", "s.pt", "--target", "x.npz", *SIGNALS, "--source-data", "x.npz"]
+    assert "mage" not in CliRunner().invoke(main, ["shift", *shift]).output
+    line = ["--source", "s.pt", "--source-data", "x.npz", "--out", "k.pt", *SIGNALS]
+    assert "mage" not in CliRunner().invoke(main, ["calibrate", *line]).output
 
 
 SIGNALS = ["--arch", "nets.py:signals"]

@@ -49,6 +49,11 @@ class Listing:
         return len(self.paths)
 
     @property
+    def of(self) -> str:
+        """What it is of, for messages: "images", or "samples" that are ready for the model."""
+        return "images" if self.shape is None else "samples"
+
+    @property
     def source(self) -> Place:
         """What the user named, for messages."""
         return self.given or self.root

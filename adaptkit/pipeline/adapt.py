@@ -431,7 +431,7 @@ def adapt_folder(
         notes += [note for note in added.notes if note not in notes]
         skipped |= added.skipped
         features = added.features
-    moved = "" if statistics is None else verdict(found, statistics)
+    moved = "" if statistics is None else verdict(found, statistics, loader.listing.of)
     words = {"verdict": moved, "notes": notes, "skipped": skipped}
     first, second = of_classes(before), of_classes(after)
     classes = loader.listing.classes or checkpoint.classes

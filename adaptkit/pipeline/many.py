@@ -496,7 +496,7 @@ def _details(
             "adapted": checkpoint.adapted,
         },
         "outputs": {"kind": head.kind, "classes": head.size},
-        "of": "images" if targets.shape is None else "samples",
+        "of": "images" if targets.as_one is None else targets.as_one.listing.of,
         "prepared": preparation(checkpoint, targets.shape),
         "transductive": None
         if arguments["holdout"]
