@@ -104,7 +104,7 @@ def estimate(
             others keep their statistics. By default all.
         weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
             which only the ratios matter. By default the loader's own, if it has any, as one of
-            `adaptkit.data.open`.
+            `adaptkit.data.open`; of these samples that weigh 0 are not drawn.
         device: where to compute; by default where the model is.
         precision: of the forward passes, "fp32", "bf16" or "fp16"; "auto" is float32, or what an
             autocast around the call says. Sums are always float64.
@@ -160,7 +160,7 @@ def estimate(
         "precision": precision,
     }
     agree(together, model, chosen_layers, alike | {"resume": resume is not None})
-    chosen = draw(loader, wanted, seed, together)
+    chosen = draw(loader, wanted, seed, together, weight)
     dropped: list[int] = []
     ledger = None
     batches = chosen.batches

@@ -99,7 +99,7 @@ class Trial:
         self.stored = {name: norms.read(layer) for name, layer in self.layers.items()}
         self._forward, self.prior, self._keep = forward or call, prior, keep
         self._known: dict[Hashable, Any] = {}
-        chosen = draw(loader, wanted, seed, together)
+        chosen = draw(loader, wanted, seed, together, weight)
         dropped: list[int] = []
         self._sample = Sample(
             together.watched(

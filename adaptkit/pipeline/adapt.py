@@ -337,7 +337,9 @@ def adapt_folder(
     score_after = partial(evaluated, "after", adapted, done.to_score)
     with clock.stage("after"):  # of the same model on the same images where nothing changed
         then = seen if unchanged else score_after()
-    (before, seen_before), (after, seen_after) = of_the_same(seen, then, score_before, score_after)
+    passes = {"before": score_before, "after": score_after}
+    same = of_the_same({"before": seen, "after": then}, passes)
+    (before, seen_before), (after, seen_after) = same["before"], same["after"]
     refuse_too_many_bad(loader, skip_bad)
     certificate = None
     weighted = guard == guarding.AUTO and decision is not None and decision.choice in WEIGHTED
@@ -428,7 +430,7 @@ def adapt_folder(
         notes += [note for note in added.notes if note not in notes]
         skipped |= added.skipped
         features = added.features
-    moved = "" if statistics is None else verdict(found, statistics)
+    moved = "" if statistics is None else verdict(found, statistics, loader.listing.of)
     words = {"verdict": moved, "notes": notes, "skipped": skipped}
     first, second = of_classes(before), of_classes(after)
     classes = loader.listing.classes or checkpoint.classes
