@@ -161,6 +161,24 @@ def test_early_and_balanced_ways_are_what_they_say() -> None:
     assert not torch.equal(weighted, Full().run(trial).seen.plain["features.1"].mean)
 
 
+def test_rounds_of_balancing_end_where_predictions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial(net(), target(gain=0.5))
+    run, runs = trial.run, 0
+
+    def counted(*args: Any, **named: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return run(*args, **named)
+
+    monkeypatch.setattr(trial, "run", counted)
+    long = Balanced(1.0, 40).run(trial)
+    assert runs < 20
+    done = runs
+    again = Balanced(1.0, 39, 0.001).run(trial)  # a floor that lifts no class
+    assert runs == done
+    assert again is long
+
+
 def test_the_guard_within_adapt() -> None:
     kept = adapt(net(), target([1]), guard="auto")
     for name, layer in norm_layers(kept).items():

@@ -1,6 +1,6 @@
 """The ways to set a model's statistics that the guard chooses among."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Early:
         def run() -> View:
             return View(trial.run(settle, weight=weight))
 
-        return run() if weight is not None else trial.once(self, run)
+        return trial.once((self, None if weight is None else tuple(weight.tolist())), run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Balanced:
 
     Args:
         share: of the layers that are adapted, in the model's order.
-        rounds: of weighting all of `share`; 0 weights the early layers once.
+        rounds: 1 or more.
         floor: keeps a class of few predictions from weighing more than so few of a balanced target.
     """
 
@@ -99,14 +99,11 @@ class Balanced:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-
-        def run() -> View:
-            if not self.rounds:
-                return Early().run(trial, self._weights(Early().run(trial)))
-            last = replace(self, rounds=self.rounds - 1).run(trial)
-            return Early(self.share).run(trial, self._weights(last))
-
-        return trial.once(self, run)
+        last = Early().run(trial)
+        last = Early().run(trial, self._weights(last))
+        for _ in range(self.rounds):
+            last = Early(self.share).run(trial, self._weights(last))
+        return last
 
     def _weights(self, view: View) -> Tensor:
         n, k = view.probabilities.shape
