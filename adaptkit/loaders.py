@@ -87,6 +87,10 @@ class Weighs(Protocol):
         """What gives a batch's weights, shape (N,); None where all count alike."""
         ...
 
+    def weighing(self) -> Iterable[Any]:
+        """Return a loader of the samples whose weight is not 0."""
+        ...
+
 
 def weight_of(loader: Iterable[Any]) -> Callable[[Any], Tensor] | None:
     """Return what gives a loader's own weights, if it has any."""

@@ -36,15 +36,15 @@ CLASSES_SHOWN = 10
 _LAYER_METRICS = ("symmetric_kl", "mean_shift", "log_var_shift")
 _STAGES = {
     "before": "Scoring the source model",
-    "reading": "Reading images",
-    "measuring": "Measuring source classes, images",
-    "calibrating": "Calibrating, images",
+    "reading": "Reading samples",
+    "measuring": "Measuring classes, samples",
+    "calibrating": "Calibrating, samples",
     "estimating": "Estimating, layers",
-    "streaming": "Estimating, images",
+    "streaming": "Estimating, samples",
     "after": "Scoring the adapted model",
     "listing": "Listing, domains",
     "domains": "Adapting, domains",
-    "features": "Taking features, images",
+    "features": "Taking features, samples",
     "training": "Training the source model, epochs",
 }
 
@@ -91,22 +91,23 @@ def print_run(run: "Run") -> None:
     """Print what a run did: how, the table, what was left out, and what was written."""
     from adaptkit.report.answer import outcome
     from adaptkit.report.guarded import domain_words, fit_words, keeps_statistics
+    from adaptkit.report.wording import of_what, told
 
     out = console()
-    statistics = run.statistics
+    statistics, of = run.statistics, of_what(run.report.details)
     restyled = run.report.details["method"] == "adain"
     domains = run.report.details.get("domains")
     if domains:
         for line in domain_words(domains):
-            out.print(line)
+            out.print(told(line, of))
     elif statistics is None or restyled:
         out.print(f"Restyled {run.images:,} images to the source's, one by one (AdaIN)")
     elif keeps_statistics(run.report):
-        out.print(f"Kept the source's statistics, looking at {statistics.samples:,} images")
+        out.print(f"Kept the source's statistics, looking at {statistics.samples:,} {of}")
     else:
-        chosen = f"{statistics.samples:,} of {run.images:,} images"
+        chosen = f"{statistics.samples:,} of {run.images:,} {of}"
         out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
-    out.print(f"Images: {run.report.details['prepared']}")
+    out.print(f"{of.capitalize()}: {run.report.details['prepared']}")
     if run.report.details["processes"] > 1:
         out.print(f"Processes: {run.report.details['processes']:,}")
     for note in run.notes:
@@ -128,7 +129,7 @@ def print_run(run: "Run") -> None:
     _print_domains(out, run.report)
     out.print()
     for sentence in outcome(run.report):
-        out.print(sentence)
+        out.print(told(sentence, of))
     _print_skipped(out, run.skipped)
     _print_written(out, run.written)
 
@@ -136,13 +137,14 @@ def print_run(run: "Run") -> None:
 def _print_guard(out: Console, report: "Report") -> None:
     """Print what the guard chose, why, and by which figures."""
     from adaptkit.report.guarded import guard_table, guard_words, mix_words
+    from adaptkit.report.wording import of_what, told
 
-    guard = report.details.get("guard")
+    guard, of = report.details.get("guard"), of_what(report.details)
     if not guard:
         return
     for sentence in guard_words(guard):
-        out.print(sentence)
-    for name, figure in guard_table(guard).itertuples(index=False):
+        out.print(told(sentence, of))
+    for name, figure in guard_table(guard, of).itertuples(index=False):
         out.print(f"  {name}: {figure}")
     if guard["class_shares"]:
         known = "given" if guard["shares_given"] else "estimated"
@@ -152,12 +154,14 @@ def _print_guard(out: Console, report: "Report") -> None:
 def print_calibrated(found: "Calibrated") -> None:
     """Print what a checkpoint now knows of its own domain, and at what cost."""
     from adaptkit.guard.calibrated import CERTAIN as TELLING
+    from adaptkit.report.wording import told
 
     out = console()
     known = found.calibration
     layers = len(known.moments.mean)
     out.print(
-        f"Calibrated {layers} norm layers for {known.classes} classes on {found.images:,} images"
+        f"Calibrated {layers} norm layers for {known.classes} classes on {found.images:,} "
+        f"{found.of}"
     )
     out.print(
         f"Accuracy there {known.accuracy:.1%}, mean confidence {known.confidence:.1%}; severity "
@@ -165,9 +169,10 @@ def print_calibrated(found: "Calibrated") -> None:
     )
     maps = known.maps
     if maps is not None and maps.error <= TELLING:
-        out.print("Mean images tell the classes apart: a target's mix of classes shows in its own")
+        said = "Mean images tell the classes apart: a target's mix of classes shows in its own"
     else:
-        out.print("Mean images do not tell the classes apart: predictions tell the mix of classes")
+        said = "Mean images do not tell the classes apart: predictions tell the mix of classes"
+    out.print(told(said, found.of))
     taken = f"Takes {found.bytes / 1024:,.0f} KiB, {found.share:.1%} of the file"
     exact = known.error < _ROUNDING
     out.print(taken if exact else f"{taken}; packed to fit, with an error of {known.error:.3f} sd")
@@ -212,8 +217,10 @@ _UNLABELLED_RUNS = {"entropy before, nats": "entropy before, nats", "after, nats
 
 def print_shift(run: "ShiftRun") -> None:
     """Print how far a domain lies away, and where that shows."""
+    from adaptkit.report.wording import of_what
+
     out = console()
-    out.print(f"Images: {run.report.details['prepared']}")
+    out.print(f"{of_what(run.report.details).capitalize()}: {run.report.details['prepared']}")
     for note in run.notes:
         out.print(f"Note: {note}")
     out.print(run.verdict)

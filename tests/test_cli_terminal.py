@@ -38,7 +38,7 @@ def test_each_stage_has_a_bar_with_its_rate_and_the_time_left(shown: io.StringIO
     scored = last["Scoring the source model"]
     assert re.search(r"20000/20312 +\d+/s 0:00:0\d", scored), scored
     assert "3/53" in last["Estimating, layers"]
-    assert "512/?" in last["Estimating, images"]
+    assert "512/?" in last["Estimating, samples"]
     assert "1/2" in last["something new"]
 
 

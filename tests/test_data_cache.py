@@ -1,6 +1,7 @@
 """PixelCache: what is kept where, and what becomes of the file."""
 
 import io
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -42,6 +43,24 @@ def test_pixels_come_back_from_memory_and_from_the_file(temporary: Path, memory:
     assert cache.get(5) is None
     assert 5 not in cache
     assert list(temporary.iterdir()) == []  # the file has no name
+
+
+def test_what_is_dropped_leaves_room_for_others(temporary: Path) -> None:
+    cache = PixelCache(SHAPE, 2 * BYTES)
+    for number in range(5):
+        cache.put(number, image(number))
+    cache.fail(5, "broken")
+    cache.drop([1, 2, 4, 5, 6])
+    assert [number in cache for number in range(7)] == [n in (0, 3) for n in range(7)]
+    assert not cache.failed
+    for number in range(10, 14):
+        cache.put(number, image(number))
+    assert cache._file is not None
+    assert os.fstat(cache._file.fileno()).st_size == 4 * BYTES  # two of them where others were
+    for number in (0, 3, 10, 11, 12, 13):
+        pixels = cache.get(number)
+        assert pixels is not None
+        assert torch.equal(pixels, image(number))
 
 
 def test_a_disk_that_is_nearly_full_is_left_alone(

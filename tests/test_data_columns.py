@@ -150,6 +150,16 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         listed(tmp_path / "m.parquet")
 
 
+def test_bytes_in_parquet_are_text(root: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = pd.DataFrame({name: ROWS[name] for name in ("path", "label", "domain")})
+    rows.map(str.encode).to_parquet(root / "m.parquet")
+    listing = listed(root / "m.parquet", classes=CLASSES)
+    assert [path.as_posix() for path in listing.paths] == ROWS["path"]
+    assert listing.labels == [1, 2, 0]
+    assert listing.domains == ROWS["domain"]
+
+
 def test_an_image_that_is_not_there_is_left_out_and_named(root: Path) -> None:
     manifest = write(root / "m.csv", {"path": ["images/even/a.png", "gone.png", "/nowhere/x.png"]})
     loader = open_data(manifest, transform=GREY)
@@ -175,6 +185,27 @@ def test_a_table_is_the_features_that_its_columns_hold(tmp_path: Path) -> None:
     np.testing.assert_array_equal(x.numpy(), features.astype(np.float32))
     assert torch.cat([y for _, y in loader]).tolist() == [0, 1, 0, 1, 0]
     assert loader.listing.paths[4] == Path("t.csv[4]")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_index_that_pandas_saves_is_no_feature(tmp_path: Path, times: int) -> None:
+    features = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    frame = pd.DataFrame(features, columns=["b", "a"], index=[4, 0, 7, 1, 2])
+    for _ in range(times):
+        frame.to_csv(tmp_path / "t.csv")
+        frame = pd.read_csv(tmp_path / "t.csv")
+    loader = open_data(tmp_path / "t.csv")
+    np.testing.assert_array_equal(torch.cat(list(loader)).numpy(), features)
+    assert loader.listing.note == (
+        "The first column of t.csv has no name and numbers the rows: it is left out."
+    )
+
+
+def test_a_column_without_a_name_that_numbers_nothing_is_a_feature(tmp_path: Path) -> None:
+    for first in ("0.5", "1"):  # no whole number, or one that stands there twice
+        (tmp_path / "t.csv").write_text(f",a\n{first},2\n1,3\n")
+        listing = listed(tmp_path / "t.csv")
+        assert (listing.shape, listing.note) == ((2,), "")
 
 
 def test_a_row_with_a_hole_is_left_out_and_named(tmp_path: Path) -> None:

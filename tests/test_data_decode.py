@@ -42,6 +42,16 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path, suffix: str) -> None:
     assert np.asarray(image).tolist() == [[0, 1, 128, 255]]
 
 
+def test_twelve_bits_are_scaled_from_their_own_range(tmp_path: Path) -> None:
+    packed = sum(value << 12 * i for i, value in enumerate((4095, 2048, 16, 0))).to_bytes(6, "big")
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 6}
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()]
+    head = b"II*\0" + struct.pack("<I", 14) + packed + struct.pack("<H", len(tags))
+    path = tmp_path / "image.tif"
+    path.write_bytes(head + b"".join(entries) + bytes(4))
+    assert np.asarray(decode(path)).tolist() == [[0, 1, 128, 255]]
+
+
 def test_sixteen_bits_in_either_byte_order(tmp_path: Path) -> None:
     deep = np.array([[0, 257, 32768, 65535]], dtype=">u2")
     path = saved(tmp_path, Image.frombytes("I;16B", (4, 1), deep.tobytes()), ".tif")

@@ -8,6 +8,7 @@ import digits
 import pytest
 
 from adaptkit.data import listing
+from adaptkit.data.cache import PixelCache
 from adaptkit.data.decode import decode
 from adaptkit.pipeline import adapt_domain_folders, adapt_folder, shift_folders
 
@@ -79,12 +80,44 @@ def test_shift_decodes_each_image_once(place: Path, decodes: Counter[Path]) -> N
     assert len(decodes) == 120 + 150
 
 
-def test_many_domains_decode_each_image_for_its_domain_and_for_all_as_one(
-    place: Path, decodes: Counter[Path]
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"samples": 20}, {"memory": 1000}],
+    ids=["all in the pooled sample", "some", "in a file"],
+)
+@pytest.mark.parametrize("column", [False, True])
+def test_many_domains_decode_each_image_once(
+    place: Path, tmp_path: Path, decodes: Counter[Path], how: dict[str, Any], column: bool
 ) -> None:
-    adapt_domain_folders(place / "source.pt", place / "target", device="cpu")
-    assert set(decodes.values()) == {2}
+    target = place / "target"
+    if column:
+        images = sorted(target.rglob("*.png"))
+        lines = ["path,domain", *(f"{path},{path.parent.name}" for path in images)]
+        target = tmp_path / "manifest.csv"
+        target.write_text("\n".join(lines))
+    run = adapt_domain_folders(place / "source.pt", target, device="cpu", skip_bad=True, **how)
+    assert not run.failed
+    assert sum(row.skipped or 0 for row in run.rows) == 2
+    assert set(decodes.values()) == {1}
     assert len(decodes) == 120
+
+
+def test_many_domains_share_one_limit_of_memory(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    held: dict[int, int] = {}
+    put = PixelCache._put
+
+    def watched(cache: PixelCache, *args: Any) -> None:
+        put(cache, *args)
+        held[id(cache)] = max(held.get(id(cache), 0), len(cache._held))
+
+    monkeypatch.setattr(PixelCache, "_put", watched)
+    adapt_domain_folders(
+        place / "source.pt", place / "target", device="cpu", skip_bad=True, memory=64 * 30
+    )
+    assert list(held.values()) == [30]
 
 
 def test_only_what_the_sample_needs_is_decoded(place: Path, decodes: Counter[Path]) -> None:

@@ -116,6 +116,44 @@ def test_an_array_with_weights_is_each_domain_as_alone() -> None:
         assert rows()[name]["images"] == EACH
 
 
+@pytest.mark.parametrize("kind", ["csv", "npz"])
+def test_each_domain_has_the_labels_that_it_has(kind: str) -> None:
+    table = manifest()
+    own = {name: (table["domain"] == name).to_numpy() for name in NAMES}
+    table.to_csv("all.csv", index=False)
+    write_array("all.npz")
+    assert adapt(*OFF, "--out", "all", target=f"all.{kind}").exit_code == 0
+    all_labelled = rows("all")
+    first, second, third = NAMES
+    label = table["label"].where(~own[second], "")
+    label[int(own[third].argmax())] = ""
+    if kind == "csv":
+        table.assign(label=label).to_csv("some.csv", index=False)
+    else:
+        np.savez("some.npz", **{**np.load("all.npz"), "y": label.to_numpy(str)})
+    result = adapt(*OFF, target=f"some.{kind}")
+    assert result.exit_code == 0, result.output
+    found = rows()
+    for figure in ("accuracy_before", "accuracy_pooled", "accuracy_after", "p_value"):
+        assert found[first][figure] == all_labelled[first][figure] is not None
+        assert found[second][figure] is None
+        assert found[third][figure] is None
+    assert (found[first]["note"], found[second]["note"]) == ("", "")
+    said = f"1 of {EACH} samples in some.{kind} have no label, so all count as unlabelled."
+    assert found[third]["note"] == said
+
+
+def test_samples_of_no_weight_are_drawn_for_no_pack() -> None:
+    weight = np.where(np.arange(3 * EACH) % 4 == 0, 1.0, 0.0)
+    write_array("all.npz", weight=weight)
+    result = adapt(*OFF, "--samples", "5", target="all.npz")
+    assert result.exit_code == 0, result.output
+    for name, row in rows().items():
+        assert (row["images"], row["samples"]) == (EACH, 5), name
+    pooled = json.loads(Path("source-domains/summary.json").read_text())["pooled"]
+    assert pooled["samples"] == 5
+
+
 @pytest.mark.parametrize("target", ["all.tar", "shards/{0..2}.tar", "shards"])
 def test_tar_files_that_say_their_images_domains(target: str) -> None:
     assert adapt(*OFF, "--out", "folder").exit_code == 0

@@ -22,8 +22,12 @@ from jobs import job, values
 from many import CLASSES, EACH, adapt, fails, results, rows, write_domain
 
 from adaptkit import ImageLoader, Statistics, image_folder, load_checkpoint, save_checkpoint
+from adaptkit.data import listing
+from adaptkit.data.cache import PixelCache
+from adaptkit.data.decode import decode
 from adaptkit.free import free_memory
-from adaptkit.pipeline import DomainsRun, adapt_domain_folders
+from adaptkit.paired import proportion_change
+from adaptkit.pipeline import DomainsRun, adapt_domain_folders, one_domain
 from adaptkit.pipeline.domain_results import as_json
 from adaptkit.pipeline.one_domain import DomainAdapter
 from adaptkit.report.many import ADAPTED, FAILED, KEPT, POOLED, DomainRow, ranked, totals
@@ -362,6 +366,45 @@ def test_a_domain_that_fails_does_not_stop_the_others(
     assert {row["status"] for row in rows().values()} == {KEPT, ADAPTED}
     assert rows()["half"]["skipped"] == 10
     assert "Skipped 10 images" in again.stdout
+
+
+def test_an_image_may_vanish_between_any_two_passes(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that for all as one: before, the estimate, after, and with the pooled statistics."""
+    shutil.rmtree("domains/flat")
+    gone = sorted(Path("domains/clean").rglob("*.png"))[5]
+    content = gone.read_bytes()
+    reads = 0
+
+    def vanishing(path: Path, *more: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == when:
+            gone.unlink()
+        return decode(path, *more)
+
+    monkeypatch.setattr(listing, "decode", vanishing)
+    monkeypatch.setattr(PixelCache, "put", lambda *_: None)  # as where there is no room for them
+    compared: list[tuple[int, int]] = []
+
+    def counted(first: Any, second: Any) -> Any:
+        compared.append((len(first), len(second)))
+        return proportion_change(first, second)
+
+    monkeypatch.setattr(one_domain, "proportion_change", counted)
+    for number in range(4):
+        gone.write_bytes(content)
+        reads, when = 0, 2 * EACH + number * EACH + 1
+        result = adapt("--guard", "off", "--out", f"out-{number}")
+        assert result.exit_code == 0, result.output
+        clean = rows(f"out-{number}")["clean"]
+        assert (clean["images"], clean["skipped"]) == (EACH, 1)
+        assert (
+            clean["note"] == f"Skipped: {gone.relative_to('domains/clean')} (not there any more)."
+        )
+        assert compared == [(EACH - 1, EACH - 1), (EACH, EACH)]
+        compared.clear()
 
 
 def test_json_of_failures_has_the_same_exit(here: Path) -> None:

@@ -1,6 +1,7 @@
 """The command on what is no folder of images: manifests, arrays, signals and tables."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,30 @@ def test_domains_that_are_taken_as_one_are_mentioned() -> None:
     assert "2 domains taken as one; --domains folder adapts to each." in run(target="m.csv").output
 
 
+def shown(page: str) -> str:
+    """Return a page's text and the words of its charts, without its style and its program."""
+    html = Path(page).read_text(encoding="utf-8")
+    other = r"<style.*?</style>|<script(?! type=.application/json).*?</script>|<meta[^>]*>"
+    return re.sub(other, "", html, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("guard", ["off", "auto", "report"])
+def test_what_is_no_image_is_called_a_sample(guard: str) -> None:
+    torch.save(factory("signals").state_dict(), "s.pt")
+    write_signals()
+    result = run(
+        *SIGNALS, "--guard", guard, "--source-data", "x.npz", target="x.npz", source="s.pt"
+    )
+    assert result.exit_code == 0, result.output
+    assert "samples" in result.output
+    for text in (result.output, shown("out.html")):
+        assert not re.findall(r".{30}\b[Ii]mages?\b.{30}", text)
+    shift = ["--model", "s.pt", "--target", "x.npz", *SIGNALS, "--source-data", "x.npz"]
+    assert "mage" not in CliRunner().invoke(main, ["shift", *shift]).output
+    line = ["--source", "s.pt", "--source-data", "x.npz", "--out", "k.pt", *SIGNALS]
+    assert "mage" not in CliRunner().invoke(main, ["calibrate", *line]).output
+
+
 SIGNALS = ["--arch", "nets.py:signals"]
 
 
@@ -173,6 +198,14 @@ def test_a_table_for_a_net_over_features() -> None:
     torch.testing.assert_close(mean, seen.mean(0), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(variance, seen.var(0), rtol=1e-4, atol=1e-5)
     assert "input_shift" not in rows().index.get_level_values(0)
+    for columns, said in (
+        (list("abcdef"), "of 6 features: its first layer takes 5 features: leave out what is no"),
+        (list("abcd"), "of 4 features: its first layer takes 5 features: some are missing"),
+    ):
+        table.assign(f=1.0)[columns].to_csv("u.csv", index=False)
+        result = run(*arch, target="u.csv", source="f.pt")
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
     again = CliRunner().invoke(
         main, ["shift", "--model", "f.pt", "--target", "t.csv", *arch[:2], "--source-data", "t.csv"]
     )
@@ -223,6 +256,28 @@ def test_weights_count_samples_as_often() -> None:
     torch.testing.assert_close(first.mean, repeated["1"].mean, rtol=1e-6, atol=1e-6)
 
 
+def test_samples_of_no_weight_are_not_drawn_for_the_statistics() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    x = torch.randn(200, 3)
+    weight = torch.zeros(200)
+    weight[[3, 70, 199]] = 1.0
+    np.savez("x.npz", x=x.numpy(), weight=weight.numpy())
+    loader = open_data("x.npz")
+    for samples in (2, 3, 50):
+        found = estimate(net, loader, samples=samples)
+        assert found.samples == min(samples, 3)
+        assert found.available == 3
+    expected = estimate(net, [x[[3, 70, 199]]])
+    torch.testing.assert_close(found["0"].mean, expected["0"].mean)
+    torch.testing.assert_close(found["0"].variance(), expected["0"].variance())
+    assert len(evaluate(net, loader)) == 200  # but they are scored
+    ones = estimate(net, loader, samples=50, weight=lambda batch: torch.ones(len(batch["input"])))
+    assert ones.samples == 50
+    with pytest.raises(EstimationError, match="all samples weigh 0"):
+        estimate(net, loader.subset([0, 1, 2]))
+
+
 def test_the_guard_takes_weights_too() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
@@ -234,7 +289,7 @@ def test_the_guard_takes_weights_too() -> None:
     one = decide(net, whole, weight=whole.weight)
     other = decide(net, part)
     assert one.choice == other.choice
-    assert one.samples == 200
+    assert one.samples == other.samples == 100
     assert decide(net, whole).figures == one.figures  # they are the loader's own
     with pytest.raises(EstimationError, match="weight= to return a tensor"):
         decide(net, whole, weight=lambda _: torch.ones(1))

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from adaptkit.batches import INPUT_KEYS, LABEL_KEYS
-from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, numbers
+from adaptkit.data.columns import KNOWN, PATH, as_weights, known_columns, numbering, numbers
 from adaptkit.data.decode import Needed, eight_bit
-from adaptkit.data.labels import as_indices
+from adaptkit.data.labels import NONE, as_indices
 from adaptkit.data.listing import Listing, state_of
 from adaptkit.data.place import Place
 from adaptkit.data.stored import SUFFIXES, Array, chosen, named, read_arrays
@@ -23,6 +23,8 @@ from adaptkit.errors import DataError, few
 _LOOKED_AT = 8  # rows beside the first that tell an array from another
 _DOMAIN_KEYS, _WEIGHT_KEYS = ("domain", "domains"), ("weight", "weights")
 _READY = "{name} holds no pixels: its values are neither resized nor normalised."
+
+_NUMBERED = "The first column of {name} has no name and numbers the rows: it is left out."
 
 
 @dataclass(frozen=True)
@@ -165,17 +167,18 @@ def list_array(
         raise DataError(f"{path}: expected samples of shape (N, ...), got {tuple(samples.shape)}")
     if not _numeric(samples):
         raise DataError(f"{path}: expected samples that are numbers, got {samples.dtype}")
-    labels, names, note = None, None, ""
+    found = NONE
     if values := _beside(arrays, LABEL_KEYS, samples, path):
-        labels, names, note = as_indices(values, path, classes=classes, outputs=outputs)
+        found = as_indices(values, path, classes=classes, outputs=outputs)
     given = _beside(arrays, _WEIGHT_KEYS, samples, path)
     ready = not (pixels and _are_pixels(samples, path))
-    notes = [note, _READY.format(name=path.name) if ready and pixels else ""]
+    notes = [found.note, _READY.format(name=path.name) if ready and pixels else ""]
     return ArrayListing(
         root=path.parent,
         paths=_Names(path.name, range(len(samples))),
-        labels=labels,
-        classes=names,
+        labels=found.labels,
+        classes=found.classes,
+        partly=found.partly,
         note=" ".join(filter(None, notes)),
         domains=_beside(arrays, _DOMAIN_KEYS, samples, path),
         weights=as_weights(_as_numbers(given, path), path) if given else None,
@@ -192,6 +195,8 @@ def list_table(
 ) -> ArrayListing:
     """Return the rows of a table whose columns, but for label, domain and weight, are features.
 
+    First columns without a name that number the rows, as pandas saves them, are left out.
+
     Args:
         path: of the table.
         frame: its columns, in the order in which the model takes them.
@@ -201,7 +206,8 @@ def list_table(
     Raises:
         DataError: a column holds no numbers at all, or one of those three is wrong.
     """
-    features = [name for name in frame.columns if name not in KNOWN]
+    left_out = numbering(frame)
+    features = [name for name in frame.columns if name not in (*KNOWN, *left_out)]
     columns = {name: numbers(frame[name]) for name in features}
     if words := [name for name, values in columns.items() if np.isnan(values).all()]:
         raise DataError(
@@ -211,16 +217,13 @@ def list_table(
     if not features:
         raise DataError(f"{path} has no column of features, and none named {PATH!r}")
     known = known_columns(frame, path, classes=classes, outputs=outputs)
+    without = _NUMBERED.format(name=path.name) if left_out else ""
     with np.errstate(over="ignore"):
         array = np.stack(list(columns.values()), 1).astype(np.float32)
     return ArrayListing(
         root=path.parent,
         paths=_Names(path.name, range(len(array))),
-        labels=known.labels,
-        classes=known.classes,
-        note=known.note,
-        domains=known.domains,
-        weights=known.weights,
+        **{**known._asdict(), "note": " ".join(filter(None, (known.note, without)))},
         shape=(len(features),),
         given=path,
         file=path,

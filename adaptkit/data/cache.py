@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections.abc import Hashable, Iterable
 from typing import IO
 
 import numpy as np
@@ -19,7 +20,7 @@ _LEFT = 0.1  # of a disk, which is never filled further
 
 
 class PixelCache:
-    """Pixels by the index of their image, all of one shape; or why an image has none.
+    """Pixels by what tells their image from others, all of one shape; or why an image has none.
 
     What memory does not hold goes into a temporary file, which has no name: it is gone with its
     process, however that ends. Where the disk has little room, or there is none to write to, what
@@ -37,15 +38,19 @@ class PixelCache:
     (True, True, False, {8: 'broken'})
     >>> cache.get(7).sum().item()
     4
+    >>> cache.drop([7, 8, 9])
+    >>> 7 in cache, 8 in cache
+    (False, False)
     """
 
     def __init__(self, shape: tuple[int, ...], memory: int | None = None) -> None:
-        self.failed: dict[int, str] = {}
+        self.failed: dict[Hashable, str] = {}
         self._shape = shape
         self._bytes = int(np.prod(shape, dtype=np.int64))
         self._given = self._memory = memory
-        self._held: dict[int, Tensor] = {}
-        self._slots: dict[int, int] = {}  # where in the file, in images
+        self._held: dict[Hashable, Tensor] = {}
+        self._slots: dict[Hashable, int] = {}  # where in the file, in images
+        self._spare: list[int] = []  # slots of what was dropped
         self._written = 0
         self._file: IO[bytes] | None = None
         self._full = False
@@ -56,61 +61,72 @@ class PixelCache:
         """Leave behind what is kept: a copy, as in another process, keeps its own."""
         return PixelCache, (self._shape, self._given)
 
-    def __contains__(self, index: int) -> bool:
-        return index in self._held or index in self._slots or index in self.failed
+    def __contains__(self, image: Hashable) -> bool:
+        return image in self._held or image in self._slots or image in self.failed
 
-    def fail(self, index: int, reason: str) -> None:
+    def fail(self, image: Hashable, reason: str) -> None:
         """Remember why an image cannot be read."""
-        self.failed[index] = reason
+        self.failed[image] = reason
 
-    def put(self, index: int, pixels: Tensor) -> None:
+    def drop(self, images: Iterable[Hashable]) -> None:
+        """Forget what is known of some images, so that there is room for others."""
+        with self._lock:
+            for image in images:
+                self.failed.pop(image, None)
+                self._held.pop(image, None)
+                if image in self._slots:
+                    self._spare.append(self._slots.pop(image))
+                    self._full = False
+
+    def put(self, image: Hashable, pixels: Tensor) -> None:
         """Keep an image's pixels if there is room; they must not be changed afterwards."""
         # A process that was forked reads on; it would write where this one does.
         if os.getpid() != self._owner:
             return
         with self._lock:
-            self._put(index, pixels)
+            self._put(image, pixels)
 
-    def _put(self, index: int, pixels: Tensor) -> None:
-        if index in self:
+    def _put(self, image: Hashable, pixels: Tensor) -> None:
+        if image in self:
             return
         if self._memory is None:
             self._memory = int(_SHARE * free_memory() / launched())
         if (len(self._held) + 1) * self._bytes <= self._memory:
-            self._held[index] = pixels
+            self._held[image] = pixels
         elif not self._full:
-            self._full = not self._write(index, pixels)
+            self._full = not self._write(image, pixels)
 
-    def get(self, index: int) -> Tensor | None:
+    def get(self, image: Hashable) -> Tensor | None:
         """Return an image's pixels, uint8 of `shape`; None where they are not kept."""
-        if index in self._held:
-            return self._held[index]
-        if index not in self._slots or self._file is None:
+        if image in self._held:
+            return self._held[image]
+        if image not in self._slots or self._file is None:
             return None
         pixels = torch.empty(self._shape, dtype=torch.uint8)
         try:
             # At its place, whatever other threads do.
-            at = self._slots[index] * self._bytes
+            at = self._slots[image] * self._bytes
             whole = os.preadv(self._file.fileno(), [pixels.numpy().data], at) == self._bytes
         except OSError:
             whole = False
         if not whole:
-            self._slots.pop(index, None)  # whoever asked reads the image itself again
+            self._slots.pop(image, None)  # whoever asked reads the image itself again
         return pixels if whole else None
 
-    def _write(self, index: int, pixels: Tensor) -> bool:
+    def _write(self, image: Hashable, pixels: Tensor) -> bool:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  as long as this
                 weakref.finalize(self, self._file.close)
             disk = shutil.disk_usage(tempfile.gettempdir())
-            if disk.free - self._bytes < _LEFT * disk.total:
+            if not self._spare and disk.free - self._bytes < _LEFT * disk.total:
                 return False
-            at = self._written * self._bytes
+            slot = self._spare.pop() if self._spare else self._written
+            at = slot * self._bytes
             whole = os.pwrite(self._file.fileno(), pixels.numpy().data, at) == self._bytes
         except OSError:
             return False
         if whole:
-            self._slots[index] = self._written
-            self._written += 1
+            self._slots[image] = slot
+            self._written = max(self._written, slot + 1)
         return whole

@@ -1,18 +1,20 @@
 """A file of rows and named columns, and what ours mean: path, label, domain, weight."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from adaptkit.data.labels import as_indices
+from adaptkit.data.labels import NONE, Partly, as_indices
 from adaptkit.data.place import Place
 from adaptkit.errors import DataError, DependencyError, few
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 PATH = "path"
 KNOWN = ("label", "domain", "weight")
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # as pandas calls a column without a name
 
 
 class Known(NamedTuple):
@@ -23,6 +25,7 @@ class Known(NamedTuple):
     note: str
     domains: list[str] | None
     weights: list[float] | None
+    partly: Partly | None
 
 
 def read_columns(path: Path) -> Any:
@@ -54,16 +57,14 @@ def known_columns(
         DataError: a label is no class of the model's, a domain is missing, or a weight is not a
             number of 0 or more.
     """
-    labels, names, note = None, None, ""
+    found = NONE
     if "label" in frame:
-        labels, names, note = as_indices(
-            texts(frame["label"]), path, classes=classes, outputs=outputs
-        )
+        found = as_indices(texts(frame["label"]), path, classes=classes, outputs=outputs)
     domains = texts(frame["domain"]) if "domain" in frame else None
     if domains and "" in domains:
         raise DataError(f"{path}: {_row(domains.index(''))} has no domain")
     weights = as_weights(numbers(frame["weight"]), path) if "weight" in frame else None
-    return Known(labels, names, note, domains, weights)
+    return Known(found.labels, found.classes, found.note, domains, weights, found.partly)
 
 
 def as_weights(values: np.ndarray, where: object) -> list[float]:
@@ -85,10 +86,14 @@ def as_weights(values: np.ndarray, where: object) -> list[float]:
 
 
 def texts(column: Any) -> list[str]:
-    """Return a column as text, "" where there is none."""
-    values = column.astype(object).where(column.notna(), "").map(str).str.strip()
+    """Return a column as text, "" where there is none; bytes, which Parquet may have, as UTF-8."""
+    values = column.astype(object).where(column.notna(), "").map(_as_text).str.strip()
     found: list[str] = values.tolist()
     return found
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def numbers(column: Any) -> np.ndarray:
@@ -96,6 +101,23 @@ def numbers(column: Any) -> np.ndarray:
     import pandas as pd
 
     return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+
+
+def numbering(frame: Any) -> list[str]:
+    """Return the first columns that have no name and only number the rows, as pandas saves them.
+
+    >>> import pandas as pd
+    >>> numbering(pd.DataFrame({"Unnamed: 0": ["7", "3"], "a": ["1", "2"]}))
+    ['Unnamed: 0']
+    """
+    found: list[str] = []
+    for name in frame.columns[:-1]:
+        values = numbers(frame[name])
+        whole = bool((values == np.floor(values)).all() and (values >= 0).all())
+        if not _UNNAMED.fullmatch(name) or not whole or len(np.unique(values)) < len(values):
+            break
+        found.append(name)
+    return found
 
 
 def _is_number(name: str) -> bool:

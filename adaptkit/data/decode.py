@@ -14,6 +14,7 @@ from adaptkit.errors import DataError
 Needed = Callable[[tuple[int, int]], tuple[int, int]]
 
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # in EXIF
+_BITS_PER_SAMPLE = 258  # in TIFF
 # Only what `list_images` looks for. Pillow goes by content, not by name: left to itself it would
 # pass an EPS file that is named .png to Ghostscript, which runs it as a program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -23,9 +24,14 @@ def decode(path: str | Path | BinaryIO, needed: Needed | None = None) -> Image.I
     """Read an image file, by its path or open, into mode "L" or "RGB".
 
     Grey stays grey. Transparency, by an alpha channel or by one see-through colour, is laid on
-    white; palettes and CMYK become RGB; 16-bit values are
-    scaled from 0…65,535 to 0…255 (not cut off at 255, as a plain conversion would); the EXIF
-    orientation is applied; of an animation the first frame counts. For DICOM see `decode_dicom`.
+    white; palettes and CMYK become RGB; 16-bit values are scaled from 0…65,535 to 0…255 (not cut
+    off at 255, as a plain conversion would), those of TIFF files of 12 bits a sample from 0…4,095;
+    the EXIF orientation is applied; of an animation the first frame counts. For DICOM see
+    `decode_dicom`.
+
+    Nothing else in a file says of 16-bit values that they take less than the whole range: a PNG
+    file with significant bits (sBIT) has its values scaled up already, and a TIFF file's
+    MaxSampleValue is that of its own pixels and says nothing of how they are to look.
 
     Args:
         path: of the file.
@@ -57,7 +63,7 @@ def decode(path: str | Path | BinaryIO, needed: Needed | None = None) -> Image.I
                 _scale(image, needed)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return eight_bit(image)
+            return eight_bit(image, largest=_largest(image))
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -98,15 +104,25 @@ def _is_regular(path: str | Path | BinaryIO) -> bool:
     return not isinstance(path, (str, Path)) or stat.S_ISREG(Path(path).stat().st_mode)
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
+def _largest(image: Image.Image) -> int:
+    """Return the largest value that a pixel of more than 8 bits can have."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+    return 4095 if bits == (12,) else 65535
+
+
+def eight_bit(image: Image.Image, largest: int = 65535) -> Image.Image:
     """Return an image in mode "L" or "RGB", as `decode` does.
+
+    Args:
+        image: in any mode.
+        largest: what is white, where values have more than 8 bits.
 
     Raises:
         DataError: its pixels have no defined range.
     """
     mode = image.mode
     if mode.startswith("I"):  # I;16, I;16B, and I, as which older PNG readers give 16 bits
-        return _from_16_bit(np.asarray(image))
+        return _from_16_bit(np.asarray(image), largest)
     if mode == "F":
         raise DataError("32-bit float pixels, which have no defined range")
     target = "L" if mode in ("1", "L", "LA", "La") else "RGB"
@@ -117,7 +133,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
     return image if image.mode == target else image.convert(target)  # which would copy
 
 
-def _from_16_bit(pixels: np.ndarray) -> Image.Image:
-    if pixels.min() < 0 or pixels.max() > 65535:
+def _from_16_bit(pixels: np.ndarray, largest: int) -> Image.Image:
+    if pixels.min() < 0 or pixels.max() > largest:
         raise DataError("32-bit integer pixels, which have no defined range")
-    return Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+    return Image.fromarray(np.round(pixels / (largest / 255)).astype(np.uint8))

@@ -1,10 +1,69 @@
 """From what a file calls a sample's class to the index of a model's output."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from adaptkit.errors import DataError, few
 
-Found = tuple[list[int] | None, list[str] | None, str]
+
+@dataclass(frozen=True)
+class Partly:
+    """The labels of samples of which some have none.
+
+    Args:
+        labels: the class of each as an index, −1 for none.
+        classes: the names that the indices stand for.
+        note: on how they were taken.
+        where: what to call their place.
+        said: of the whole, of which these samples may be a part.
+
+    >>> found = as_indices(["1", "", "0"], "a.csv", classes=None, outputs=2)
+    >>> print(found.labels, found.note)
+    None 1 of 3 samples in a.csv have no label, so all count as unlabelled.
+    >>> found.partly.at([0, 2]).alone().labels
+    [1, 0]
+    """
+
+    labels: list[int]
+    classes: list[str] | None
+    note: str
+    where: object
+    said: str = ""
+
+    def at(self, indices: Sequence[int]) -> "Partly":
+        """Return what is known of some of the samples, in this order."""
+        return replace(self, labels=[self.labels[i] for i in indices])
+
+    def alone(self) -> "Found":
+        """Return what these samples come to as a target by themselves."""
+        missing, count = sum(label < 0 for label in self.labels), len(self.labels)
+        if not missing:
+            return Found(self.labels, self.classes, self.note)
+        if missing == count:
+            return NONE
+        some = f"{missing:,} of {count:,} samples in {self.where} have no label"
+        said = f"{some}, so all count as unlabelled."
+        return Found(None, None, said, replace(self, said=said))
+
+
+class Found(NamedTuple):
+    """What labels come to.
+
+    Args:
+        labels: the class of each sample as an index; None where not each has one.
+        classes: the names that the indices stand for.
+        note: on how they were taken.
+        partly: what some of the samples have, where not each has a label.
+    """
+
+    labels: list[int] | None
+    classes: list[str] | None
+    note: str
+    partly: Partly | None = None
+
+
+NONE = Found(None, None, "")
 
 
 def as_indices(
@@ -21,16 +80,26 @@ def as_indices(
     Raises:
         DataError: a label is no class of the model's.
 
-    >>> as_indices(["dog", "cat"], "a.csv", classes=("cat", "dog"), outputs=2)
-    ([1, 0], ['cat', 'dog'], '')
-    >>> as_indices(["2", "0"], "a.csv", classes=None, outputs=3)
-    ([2, 0], ['0', '1', '2'], '')
+    >>> as_indices(["dog", "cat"], "a.csv", classes=("cat", "dog"), outputs=2)[:2]
+    ([1, 0], ['cat', 'dog'])
+    >>> as_indices(["2", "0"], "a.csv", classes=None, outputs=3)[:2]
+    ([2, 0], ['0', '1', '2'])
     """
+    there = [value for value in values if value]
+    if not there:
+        return NONE
+    known = _as_indices(there, where, classes, outputs)
+    if len(there) == len(values) or known.labels is None:
+        return known
+    each = iter(known.labels)
+    labels = [next(each) if value else -1 for value in values]
+    return Partly(labels, known.classes, known.note, where).alone()
+
+
+def _as_indices(
+    values: Sequence[str], where: object, classes: Sequence[str] | None, outputs: int | None
+) -> Found:
     found = sorted(set(values))
-    if "" in found:
-        missing = sum(not value for value in values)
-        some = f"{missing:,} of {len(values):,} samples in {where} have no label, so all count as"
-        return _none("" if missing == len(values) else f"{some} unlabelled.")
     if classes and set(found) & set(classes):
         if unknown := [name for name in found if name not in classes]:
             raise DataError(
@@ -66,12 +135,12 @@ def _whole(values: Sequence[str]) -> list[str] | None:
 
 
 def _none(note: str) -> Found:
-    return None, None, note
+    return Found(None, None, note)
 
 
 def _numbered(values: Sequence[str], names: Sequence[str], note: str = "") -> Found:
     index = {name: number for number, name in enumerate(names)}
-    return [index[value] for value in values], list(names), note
+    return Found([index[value] for value in values], list(names), note)
 
 
 def _as_given(
@@ -86,4 +155,4 @@ def _as_given(
             f"{where}: label {largest} is none of the model's {count} outputs, which are numbered "
             f"from 0"
         )
-    return indices, list(classes or map(str, range(count))), ""
+    return Found(indices, list(classes or map(str, range(count))), "")

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaptkit.data.decode import Needed, decode, image_size
+from adaptkit.data.labels import Partly
 from adaptkit.data.place import Place
 
 
@@ -27,6 +28,7 @@ class Listing:
         note: a sentence on how labels were or were not found; "" if there is nothing to say.
         domains: the domain of each sample by name, or None.
         weights: how much each sample counts in the statistics, or None where all count alike.
+        partly: what labels some of the samples have, where not each has one.
         given: what the user named, where that is not the folder: a manifest, a tar file, a pattern.
         shape: of each sample, where they are ready for the model; None where they are images, which
             a transform prepares.
@@ -41,9 +43,15 @@ class Listing:
     weights: Sequence[float] | None = None
     shape: tuple[int, ...] | None = None
     given: Place | None = None
+    partly: Partly | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def of(self) -> str:
+        """What it is of, for messages: "images", or "samples" that are ready for the model."""
+        return "images" if self.shape is None else "samples"
 
     @property
     def source(self) -> Place:
@@ -74,7 +82,16 @@ class Listing:
             labels=self.labels and [self.labels[i] for i in indices],
             domains=self.domains and [self.domains[i] for i in indices],
             weights=self.weights and [self.weights[i] for i in indices],
+            partly=self.partly and self.partly.at(indices),
         )
+
+    def alone(self) -> "Listing":
+        """Return the same samples with the labels that they have as a target by themselves."""
+        if self.partly is None:
+            return self
+        known = self.partly.alone()
+        note = f"{known.note} {self.note.replace(self.partly.said, '')}".strip()
+        return replace(self, labels=known.labels, classes=known.classes, note=note)
 
     def contents(self) -> str:
         """Return what tells the samples from others of the same names; "" of files."""

@@ -1,6 +1,6 @@
 """Samples that are listed as batches of tensors."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,8 @@ class ImageLoader(DataLoader[Read]):
         memory: bytes of memory for decoded images, see `PixelCache`.
         fast_jpeg: see `image_folder`.
         skipped: path -> reason, filled while iterating.
-        cache: of another loader of the same listing, through a transform to the same pixels.
+        cache: of other loaders, through a transform to the same pixels.
+        keys: what the listing's samples are called in it; by default their numbers.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ImageLoader(DataLoader[Read]):
         fast_jpeg: bool = False,
         skipped: dict[str, str] | None = None,
         cache: PixelCache | None = None,
+        keys: Sequence[Hashable] | None = None,
     ) -> None:
         if transform is None and listing.shape is None:
             raise DataError(
@@ -66,6 +68,7 @@ class ImageLoader(DataLoader[Read]):
         self.memory, self.fast_jpeg = memory, fast_jpeg
         self.skipped: dict[str, str] = {} if skipped is None else skipped
         self._cache = PixelCache(self.shape, memory) if cache is None else cache
+        self._keys: Sequence[Hashable] = range(len(listing)) if keys is None else keys
         super().__init__(
             Samples(
                 listing,
@@ -85,7 +88,7 @@ class ImageLoader(DataLoader[Read]):
     def counted(self) -> Iterator[tuple[int, Any]]:
         """Yield of how many images each batch was made, and the batch; None where none is left."""
         indices, size = self._indices(), self.batch_size or 1
-        kept = {index for index in indices if index in self._cache}
+        kept = {index for index in indices if self._keys[index] in self._cache}
         with closing(self._decoded([i for i in indices if i not in kept])) as decoded:
             for start in range(0, len(indices), size):
                 some = indices[start : start + size]
@@ -93,21 +96,24 @@ class ImageLoader(DataLoader[Read]):
                 yield len(some), self._batch(some, read)
 
     def _found(self, index: int, decoded: Iterator[Read], kept: bool) -> Read:
-        if kept:
-            return self._again(index)
-        found = next(decoded)
-        if found.sample is None:
-            self._cache.fail(index, found.reason)
+        return self._again(index) if kept else next(decoded)
+
+    def _keep(self, index: int, read: Read) -> None:
+        if read.sample is None:
+            self._cache.fail(self._keys[index], read.reason)
         elif self.listing.shape is None:
-            self._cache.put(index, found.sample)
-        return found
+            self._cache.put(self._keys[index], read.sample)
 
     def _again(self, index: int) -> Read:
         """Return what is kept of a sample; read it where nothing is."""
-        if index in self._cache.failed:
-            return Read(None, self._cache.failed[index])
-        pixels = self._cache.get(index)
-        return self._data.read(index) if pixels is None else Read(pixels, "")
+        key = self._keys[index]
+        if key in self._cache.failed:
+            return Read(None, self._cache.failed[key])
+        if (pixels := self._cache.get(key)) is not None:
+            return Read(pixels, "")
+        read = self._data.read(index)
+        self._keep(index, read)  # a sample that is gone stays so: no later pass has more of them
+        return read
 
     def _batch(self, indices: Sequence[int], read: Sequence[Read]) -> Any:
         """Return the samples that there are, as they are yielded; None where there is none."""
@@ -138,10 +144,10 @@ class ImageLoader(DataLoader[Read]):
         """Yield samples in this order, of which several are being read at a time."""
         data = Samples(self.listing, self.transform, indices, self.fast_jpeg)
         if self.num_workers and indices and self.listing.forks:
-            return by_processes(data, self.batch_size or 1, self.num_workers)
+            return by_processes(data, self.batch_size or 1, self.num_workers, self._keep)
         threads = max(torch.get_num_threads(), self.listing.at_once)
         threads = threads if self.listing.shape is None else 0
-        return by_threads(data, threads, self.batch_size or 1)
+        return by_threads(data, threads, self.batch_size or 1, self._keep)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -203,8 +209,23 @@ class ImageLoader(DataLoader[Read]):
         )
         return sha256(repr(known).encode()).hexdigest()
 
-    def of(self, listing: Listing) -> "ImageLoader":
-        """Return a loader of another listing, read in the same way."""
+    def forget(self) -> None:
+        """Keep its images' pixels no longer, where others share the room."""
+        self._cache.drop(self._keys[index] for index in self._indices())
+
+    def of(
+        self,
+        listing: Listing,
+        cache: PixelCache | None = None,
+        keys: Sequence[Hashable] | None = None,
+    ) -> "ImageLoader":
+        """Return a loader of another listing, read in the same way.
+
+        Args:
+            listing: the samples.
+            cache: to share with others; by default one of its own.
+            keys: what the samples are called in it.
+        """
         return ImageLoader(
             listing,
             self.transform,
@@ -212,6 +233,8 @@ class ImageLoader(DataLoader[Read]):
             workers=self.num_workers,
             memory=self.memory,
             fast_jpeg=self.fast_jpeg,
+            cache=cache,
+            keys=keys,
         )
 
     def subset(self, indices: Sequence[int]) -> "ImageLoader":
@@ -221,6 +244,15 @@ class ImageLoader(DataLoader[Read]):
         """
         every = self._indices()
         return self._like(self.transform, [every[i] for i in indices], True)
+
+    def weighing(self) -> "ImageLoader":
+        """Return a loader of the samples whose weight is not 0; it shares as `subset` does."""
+        every, weights = self._indices(), self.listing.weights
+        return (
+            self
+            if weights is None
+            else self._like(self.transform, [i for i in every if weights[i]], True)
+        )
 
     def _like(
         self, transform: Transform | None, indices: Sequence[int], same_pixels: bool
@@ -235,6 +267,7 @@ class ImageLoader(DataLoader[Read]):
             fast_jpeg=self.fast_jpeg,
             skipped=self.skipped,
             cache=self._cache if same_pixels else None,
+            keys=self._keys,
         )
 
     @property

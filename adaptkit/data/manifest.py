@@ -29,13 +29,13 @@ def list_manifest(
         raise DataError(f"{path}: row {names.index('') + 1:,} has no path")
     if bad := [name for name in names if "\0" in name]:
         raise DataError(f"{path}: a path holds a null character: {bad[0]!r:.160}")
-    known = known_columns(frame, path, classes=classes, outputs=outputs)
+    known = known_columns(frame, path, classes=classes, outputs=outputs)._asdict()
     if isinstance(path, Path) and not any(map(is_url, names)):
-        return Listing(path.parent, [Path(name) for name in names], *known, given=path)
+        return Listing(path.parent, [Path(name) for name in names], given=path, **known)
     from adaptkit.data.remote import RemoteListing
 
     shown, urls = _urls(path, names)
-    return RemoteListing(path.parent, shown, *known, given=path, urls=urls)
+    return RemoteListing(path.parent, shown, given=path, urls=urls, **known)
 
 
 def _urls(path: Place, names: list[str]) -> tuple[list[Path], list[str]]:

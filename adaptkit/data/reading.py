@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -64,19 +64,28 @@ class Samples(Dataset[Read]):
             return Read(None, str(error))
 
 
-def by_threads(data: Samples, threads: int, ahead: int) -> Generator[Read, None, None]:
+def by_threads(
+    data: Samples, threads: int, ahead: int, keep: Callable[[int, Read], None]
+) -> Generator[Read, None, None]:
     """Read in threads, so many samples ahead of the one that is yielded; with no thread, in this.
 
-    Pillow lets other threads run while it decodes and resizes.
+    Pillow lets other threads run while it decodes and resizes. `keep` is told of each sample by its
+    index as soon as it is read, also of those that nobody waits for any more.
     """
+
+    def read(number: int) -> Read:
+        found = data[number]
+        keep(data.indices[number], found)
+        return found
+
     if not threads:
-        yield from map(data.__getitem__, range(len(data)))
+        yield from map(read, range(len(data)))
         return
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Read]] = deque()
     try:
         for number in range(len(data)):
-            waiting.append(pool.submit(data.__getitem__, number))
+            waiting.append(pool.submit(read, number))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -89,8 +98,10 @@ def by_threads(data: Samples, threads: int, ahead: int) -> Generator[Read, None,
         pool.shutdown(cancel_futures=True)
 
 
-def by_processes(data: Samples, batch_size: int, workers: int) -> Generator[Read, None, None]:
-    """Read in worker processes, a batch at a time.
+def by_processes(
+    data: Samples, batch_size: int, workers: int, keep: Callable[[int, Read], None]
+) -> Generator[Read, None, None]:
+    """Read in worker processes, a batch at a time; `keep` as for `by_threads`.
 
     Raises:
         DataError: a process ended unexpectedly.
@@ -103,14 +114,16 @@ def by_processes(data: Samples, batch_size: int, workers: int) -> Generator[Read
         worker_init_fn=_quiet,
         generator=torch.Generator(),  # so that the global one is left alone
     )
-    batches = iter(loader)
+    batches, indices = iter(loader), iter(data.indices)
     try:
         for loaded in batches:
             # Out of the memory that is shared with the worker, which is short and costs open files.
-            found = loaded.samples
-            samples = iter(() if found is None else torch.as_tensor(found).clone())
-            for reason in loaded.reasons:
-                yield Read(None if reason else next(samples), reason)
+            shared = loaded.samples
+            samples = iter(() if shared is None else torch.as_tensor(shared).clone())
+            found = [Read(None if r else next(samples), r) for r in loaded.reasons]
+            for read in found:
+                keep(next(indices), read)
+            yield from found
     except (RuntimeError, OSError, EOFError) as error:
         if not _of_a_death(error):
             raise

@@ -18,7 +18,7 @@ from PIL import Image
 from adaptkit.data.columns import as_weights
 from adaptkit.data.decode import Needed, decode, image_size
 from adaptkit.data.folder import EXTENSIONS
-from adaptkit.data.labels import as_indices
+from adaptkit.data.labels import NONE, Found, as_indices
 from adaptkit.data.listing import Listing, state_of
 from adaptkit.data.open_files import MOST_OPEN, OpenFiles
 from adaptkit.data.place import Place, Remote, without_secrets
@@ -223,15 +223,16 @@ def _list(
                 values.append(sys.intern(sample.said.get(what, "")))
     if not names:
         raise DataError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
-    labels, of_classes, note = _labels(said["label"], names, path, classes, outputs)
+    found = _labels(said["label"], names, path, classes, outputs)
     domains, weights = (_every(said[what], what, names, path) for what in ("domain", "weight"))
     end = f"{few(cut)}: without the mark that ends a tar file, so perhaps cut off." if cut else ""
     return ShardListing(
         root=root,
         paths=_Names(names),
-        labels=labels,
-        classes=of_classes,
-        note=" ".join(filter(None, (note, end))),
+        labels=found.labels,
+        classes=found.classes,
+        partly=found.partly,
+        note=" ".join(filter(None, (found.note, end))),
         domains=domains,
         weights=_numbers(weights, path) if weights else None,
         given=path,
@@ -275,11 +276,11 @@ def _labels(
     path: Place,
     classes: Sequence[str] | None,
     outputs: int | None,
-) -> tuple[list[int] | None, list[str] | None, str]:
+) -> Found:
     if not any(values):
         folders = [PurePosixPath(name).parent.name for name in names] if classes else []
         if not classes or not set(folders) <= set(classes):
-            return None, None, ""
+            return NONE
         values = folders
     return as_indices(list(values), path, classes=classes, outputs=outputs)
 

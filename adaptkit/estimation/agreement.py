@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from adaptkit import __version__, norms
 from adaptkit.distributed import World
-from adaptkit.errors import EstimationError
 from adaptkit.estimation.statistics import Statistics
 
 
@@ -24,12 +23,11 @@ def agree(
 
     Raises:
         DistributedError: they have not; it names what differs.
-        EstimationError: the model's parameters are themselves dealt out over processes.
+        ModelError: the model's parameters are dealt out over processes, and not by FSDP.
     """
     if world.size == 1:
         return
-    with world.united():
-        _refuse_parts(model)
+    with world.united(), norms.evaluating(model):
         facts = {
             "adaptkit": __version__,
             "torch": torch.__version__,
@@ -86,15 +84,6 @@ def neighbours(world: World, where: torch.device) -> int:
     """Return how many of the processes compute on the same device as this one, itself included."""
     here = socket.gethostname(), str(where)
     return world.gather(here).count(here)
-
-
-def _refuse_parts(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if hasattr(tensor, "device_mesh"):
-            raise EstimationError(
-                f"{name} is dealt out over processes (FSDP, DTensor), and estimation needs a whole "
-                f"model in each: gather its state dict and load that into a plain model"
-            )
 
 
 def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -197,7 +197,8 @@ def _checksum(model: nn.Module) -> str:
     """Return a digest of all that a model holds, on whichever device."""
     digest = hashlib.sha256()
     for name, value in (*model.named_parameters(), *model.named_buffers()):
-        plain = value.detach().cpu().contiguous()
+        # A copy, since FSDP frees the memory of parameters, and what numpy has seen is not freed.
+        plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -1,7 +1,6 @@
 """The public way to statistics: choose the samples, then run them, together or piece by piece."""
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
 from adaptkit.distributed import ALONE, World, world
+from adaptkit.distributed.sharded import copied
 from adaptkit.errors import EstimationError, few
-from adaptkit.estimation import heap
 from adaptkit.estimation.agreement import agree, agree_on_buffers, neighbours, take_first
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.memory import allowed
@@ -106,7 +105,7 @@ def estimate(
             others keep their statistics. By default all.
         weight: called with each batch (on the CPU), gives its samples' weights, shape (N,), of
             which only the ratios matter. By default the loader's own, if it has any, as one of
-            `adaptkit.data.open`.
+            `adaptkit.data.open`; of these samples that weigh 0 are not drawn.
         device: where to compute; by default where the model is.
         precision: of the forward passes, "fp32", "bf16" or "fp16"; "auto" is float32, or what an
             autocast around the call says. Sums are always float64.
@@ -129,6 +128,7 @@ def estimate(
             channel only or values that are not finite, batches pass different layers, or an
             argument is out of its range.
         DataError: a batch is of a form that only `forward` could handle.
+        ModelError: as `adaptkit.adapt`.
         OutputError: the file to resume from cannot be used, or was made from something else: it
             names what differs.
 
@@ -161,7 +161,7 @@ def estimate(
         "precision": precision,
     }
     agree(together, model, chosen_layers, alike | {"resume": resume is not None})
-    chosen = draw(loader, wanted, seed, together)
+    chosen = draw(loader, wanted, seed, together, weight)
     dropped: list[int] = []
     ledger = None
     batches = chosen.batches
@@ -169,7 +169,7 @@ def estimate(
         file = resume if isinstance(resume, Resume) else Resume(resume)
         alike |= {"memory": memory, "forward": forward, "weight": weight}
         alike["layers"] = list(chosen_layers)
-        with together.united():
+        with together.united(), norms.evaluating(model):
             ledger = Ledger(file, model, batches, alike, where, seed, dropped)
         batches = ledger.track.raw()
         file.went_on = sum(together.gather(ledger.held.passed))
@@ -472,7 +472,7 @@ def prepared(
         )
     where = device_of(model) if device is None else resolve_device(device)
     if where != device_of(model):
-        model = copy.deepcopy(model).to(where)
+        model = copied(model).to(where)
     layers = norms.norm_layers(model, select)
     if not layers:
         raise EstimationError("layers= chooses none of the model's norm layers")

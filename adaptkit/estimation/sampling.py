@@ -10,7 +10,7 @@ from torch import Tensor
 from adaptkit.batches import inputs_of, take
 from adaptkit.distributed import ALONE, Whole, World
 from adaptkit.errors import DataError, EstimationError
-from adaptkit.loaders import narrowed
+from adaptkit.loaders import Weighs, narrowed, weight_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,13 @@ class Draw:
     random: bool
 
 
-def draw(loader: Iterable[Any], samples: int | None, seed: int, world: World = ALONE) -> Draw:
+def draw(
+    loader: Iterable[Any],
+    samples: int | None,
+    seed: int,
+    world: World = ALONE,
+    weight: Callable[[Any], Tensor] | None = None,
+) -> Draw:
     """Choose `samples` of a loader's samples, or all for None.
 
     Where the loader's data set can be indexed, the choice is a random subset, drawn from `seed`
@@ -40,11 +46,21 @@ def draw(loader: Iterable[Any], samples: int | None, seed: int, world: World = A
     Of several processes with the same data set (see `Whole`) each gets its part of the choice that
     one would make; of those with data of their own the choice is among all. Each plain iterable
     gives its share of `samples`.
+
+    Where `weight` is the loader's own, samples that weigh 0 are not among those to choose from.
+
+    Raises:
+        EstimationError: all samples weigh 0.
     """
+    own = weight is not None and weight is weight_of(loader)
+    if own and isinstance(loader, Weighs):
+        loader = loader.weighing()
     whole = Whole.of(loader, seed, world)
     if whole.counts is None or whole.indices is None or whole.total is None:
         part = None if samples is None else world.part(samples)
         return Draw(_first(loader, part), part, None, random=False)
+    if own and not whole.total:
+        raise EstimationError("there is no data to estimate from: all samples weigh 0")
     # A random order too, so that whoever stops early (memory) still has a random subset.
     order = torch.randperm(whole.total, generator=torch.Generator().manual_seed(seed))[:samples]
     if whole.same:

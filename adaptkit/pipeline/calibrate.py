@@ -29,6 +29,7 @@ class Calibrated:
         bytes: that it takes in the file.
         share: of the file's bytes before.
         written: the files.
+        of: what it was taken from, "images" or "samples".
     """
 
     calibration: Calibration
@@ -37,6 +38,7 @@ class Calibrated:
     bytes: int
     share: float
     written: tuple[Path, ...]
+    of: str = "images"
 
 
 def calibrate_checkpoint(
@@ -123,4 +125,5 @@ def calibrate_checkpoint(
         bytes=taken,
         share=taken / checkpoint.size,
         written=tuple(files),
+        of=images.listing.of,
     )

@@ -200,8 +200,7 @@ def check_alike(source: ImageLoader, target: ImageLoader) -> None:
     ready = (source.listing.shape is None) != (target.listing.shape is None)
     if ready or source.shape != target.shape:
         first, second = (
-            f"{x.listing.source} ({'images' if x.listing.shape is None else 'samples'} of "
-            f"{' x '.join(map(str, x.shape))})"
+            f"{x.listing.source} ({x.listing.of} of {' x '.join(map(str, x.shape))})"
             for x in (source, target)
         )
         raise DataError(f"expected source data of the target's form, got {first} for {second}")
@@ -222,6 +221,6 @@ def refuse_too_many_bad(loader: ImageLoader, skip_bad: bool) -> None:
     if len(bad) > MOST_BAD * total and not skip_bad:
         name, reason = next(iter(bad.items()))
         raise DataError(
-            f"{len(bad)} of {total} images cannot be read, the first being {name} ({reason}): "
-            f"repair or remove them, or give --skip-bad"
+            f"{len(bad)} of {total} {loader.listing.of} cannot be read, the first being "
+            f"{name} ({reason}): repair or remove them, or give --skip-bad"
         )

@@ -37,15 +37,16 @@ def notes_of(loader: ImageLoader, statistics: Statistics | None) -> Iterator[str
         yield f"{count:,} domains taken as one; --domains folder adapts to each."
     if statistics is None:
         return
+    of = loader.listing.of
     if statistics.limited:
         yield (
-            f"memory allowed {statistics.samples:,} images for the statistics; more need "
+            f"memory allowed {statistics.samples:,} {of} for the statistics; more need "
             f"--memory, or --mode stream."
         )
     if statistics.mode == "stream":
         yield "streamed statistics are an approximation."
     if statistics.unvisited:
-        yield f"no image passed {', '.join(statistics.unvisited)}, left as they were."
+        yield f"no {of[:-1]} passed {', '.join(statistics.unvisited)}, left as they were."
 
 
 def details(
@@ -87,6 +88,7 @@ def details(
         "outputs": {"kind": head.kind, "classes": head.size},
         "transform": loader.transform and loader.transform.to_dict(),
         "transform_from": checkpoint.transform_from,
+        "of": loader.listing.of,
         "prepared": preparation(checkpoint, loader.listing.shape),
         "transform_after": done.transform and done.transform.to_dict(),
         "samples": {
@@ -104,7 +106,7 @@ def details(
         },
         "transductive": None
         if arguments["holdout"] or (done.applied is None and not more["input_fit"])
-        else "the images that were scored include those that were adapted to",
+        else f"the {loader.listing.of} that were scored include those that were adapted to",
         "accuracy_interval": {
             "before": first and first.accuracy_interval,
             "after": second and second.accuracy_interval,

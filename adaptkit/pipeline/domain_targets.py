@@ -1,11 +1,13 @@
 """The domains of a target: the folders in a folder, or what a column of a file says."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from adaptkit.data import ImageLoader, Listing, Place, Remote, is_file
+from adaptkit.data.cache import PixelCache
 from adaptkit.data.chained import chained
 from adaptkit.data.shards import is_sharded
 from adaptkit.errors import DataError, few, shown
@@ -20,20 +22,39 @@ class Listed:
     Args:
         state: of its files (see `Listing.state`).
         count: how many there are.
+        weightless: which of them count for nothing in the statistics.
     """
 
     state: str
     count: int
+    weightless: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Keys(Sequence[Hashable]):
+    """What tells a domain's images from all others, whenever its folder is listed."""
+
+    domain: str
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.domain, self.paths[number]
 
 
 @dataclass(frozen=True)
 class DomainTargets:
     """Domains, each of which can be opened as a target by itself.
 
+    What was decoded of a domain for all as one is kept for the domain itself.
+
     Args:
         target: that holds all of them.
         names: sorted.
         opened: gives the loader of a target.
+        pixels: that were decoded.
         as_one: the loader of all, where the target is a file; None where it is a folder.
         members: the places of each domain's samples among those.
     """
@@ -41,11 +62,14 @@ class DomainTargets:
     target: Place
     names: Sequence[str]
     opened: Callable[[Place], ImageLoader]
+    pixels: PixelCache
     as_one: ImageLoader | None = None
     members: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
-    def of_column(cls, target: Place, opened: Callable[[Place], ImageLoader]) -> "DomainTargets":
+    def of_column(
+        cls, target: Place, opened: Callable[[Place], ImageLoader], pixels: PixelCache
+    ) -> "DomainTargets":
         """Take the domains that a file says its samples are of.
 
         Raises:
@@ -54,7 +78,7 @@ class DomainTargets:
         """
         as_one = opened(target)
         members = _members(target, as_one.listing)
-        return cls(target, sorted(members), opened, as_one, members)
+        return cls(target, sorted(members), opened, pixels, as_one, members)
 
     def loader(self, name: str) -> ImageLoader:
         """Return the loader of one domain.
@@ -64,8 +88,10 @@ class DomainTargets:
         """
         if self.as_one is None:
             folder = self.target / name
-            return self.opened(folder if isinstance(folder, Path) else folder.as_folder())
-        return self.as_one.of(self.as_one.listing.at(self.members[name]))
+            found = self.opened(folder if isinstance(folder, Path) else folder.as_folder())
+            return found.of(found.listing, self.pixels, _Keys(name, found.listing.paths))
+        members = self.members[name]
+        return self.as_one.of(self.as_one.listing.at(members).alone(), self.pixels, members)
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -79,7 +105,8 @@ class DomainTargets:
             DataError: what is wrong with its folder.
         """
         listing = self.loader(name).listing
-        return Listed(listing.state(), len(listing))
+        weightless = {i for i, weight in enumerate(listing.weights or ()) if not weight}
+        return Listed(listing.state(), len(listing), frozenset(weightless))
 
     def pooled(self, places: Mapping[str, Sequence[int]]) -> ImageLoader:
         """Return the loader of some samples of several domains as of one, without labels.
@@ -92,13 +119,16 @@ class DomainTargets:
         """
         if self.as_one is not None:
             chosen = [self.members[name][i] for name, some in places.items() for i in some]
-            listing = self.as_one.listing.at(chosen)
-            return self.as_one.of(replace(listing, labels=None, classes=None))
+            listing = replace(
+                self.as_one.listing.at(chosen), labels=None, classes=None, partly=None
+            )
+            return self.as_one.of(listing, self.pixels, chosen)
         parts: dict[str, Listing] = {}
         for name, some in places.items():
             loader = self.loader(name)
             parts[name] = loader.listing.at(some)
-        return loader.of(chained(self.target, parts))
+        keys = [key for name, part in parts.items() for key in _Keys(name, part.paths)]
+        return loader.of(chained(self.target, parts), self.pixels, keys)
 
 
 def are_in_one(target: Place) -> bool:

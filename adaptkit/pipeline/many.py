@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from adaptkit.checkpoint import Checkpoint
 from adaptkit.data import ImageLoader, Place, place
+from adaptkit.data.cache import PixelCache
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
 from adaptkit.errors import EstimationError, OutputError
@@ -215,10 +216,12 @@ def adapt_domain_folders(
         def opened(path: Place) -> ImageLoader:
             return open_samples(checkpoint, head, path, batch_size, workers, fast_jpeg, memory)
 
+        sees = checkpoint.transform
+        pixels = PixelCache((sees.channels, *sees.image_size) if sees else (), memory)
         targets = (
-            DomainTargets.of_column(target, opened)
+            DomainTargets.of_column(target, opened, pixels)
             if of_column
-            else DomainTargets(target, names, opened)
+            else DomainTargets(target, names, opened, pixels)
         )
         domains = targets.names
     agree(together, checkpoint, arguments | {"domains": domains}, {"the target": targets.as_one})
@@ -338,7 +341,7 @@ def _adapt_each(
         name = targets.names[number]
         state = listed[name].state if name in listed else ""
         start = time.perf_counter()
-        there, current, pack = False, False, None
+        there, current, pack, loader = False, False, None, None
         try:
             there = not force and name in listed and results.holds(name, state)
             current = there and results.scored_with(name) == once
@@ -354,6 +357,9 @@ def _adapt_each(
                         pack = statistics.to_bytes(base=base)
         except Exception as error:  # noqa: BLE001  models, images and disks fail in any way
             row, there, current = DomainRow(name, FAILED, error=reason_of(error)), False, False
+        finally:
+            if loader is not None:
+                loader.forget()
         if there and not current:
             results.write_again(row, once)
         elif not there:
@@ -495,7 +501,7 @@ def _details(
             "adapted": checkpoint.adapted,
         },
         "outputs": {"kind": head.kind, "classes": head.size},
-        "of": "images" if targets.shape is None else "samples",
+        "of": "images" if targets.as_one is None else targets.as_one.listing.of,
         "prepared": preparation(checkpoint, targets.shape),
         "transductive": None
         if arguments["holdout"]

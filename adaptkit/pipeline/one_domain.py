@@ -1,7 +1,7 @@
 """One domain of many: its statistics, and what they change, with a model that is loaded once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from adaptkit.data import ImageLoader
-from adaptkit.errors import AdaptkitError
+from adaptkit.errors import AdaptkitError, few
 from adaptkit.estimation import DomainBank, Statistics
 from adaptkit.estimation.run import DEFAULT_SAMPLES
 from adaptkit.estimation.statistics import as_fields
-from adaptkit.guard import Calibration, Decision, decide, decided_statistics
+from adaptkit.guard import Calibration, Decision, decide, decided_statistics, guarded_statistics
 from adaptkit.guard.ways import Corrected, Full
 from adaptkit.paired import proportion_change
 from adaptkit.pipeline import guarding
@@ -21,7 +21,7 @@ from adaptkit.pipeline.common import refuse_too_many_bad
 from adaptkit.pipeline.holdout import parts
 from adaptkit.pipeline.mixed import as_stored
 from adaptkit.pipeline.opening import Head
-from adaptkit.pipeline.scoring import Scores, of_classes, score
+from adaptkit.pipeline.scoring import Scores, Seen, of_classes, of_the_same, score
 from adaptkit.pipeline.shift import some_readable
 from adaptkit.report.many import ADAPTED, KEPT, DomainRow
 
@@ -82,11 +82,28 @@ class DomainAdapter:
             refuse_too_many_bad(to_score, self.skip_bad)
             row, pack = self._estimated(name, to_adapt)
         refuse_too_many_bad(loader, self.skip_bad)
-        after = before if row.status == KEPT else self._scored(pack, to_score)
+        passes: dict[str, Callable[[], Seen]] = {
+            "before": lambda: (score(self.model, to_score, self.head), None)
+        }
+        if row.status != KEPT:
+            passes["after"] = lambda: (self._scored(pack, to_score), None)
+        if (once := self.once) is not None and once.status != KEPT:
+            passes["pooled"] = lambda: (self._scored(once.statistics, to_score), None)
+        seen = {name: run() for name, run in passes.items() if name != "before"}
+        same = {
+            name: scores
+            for name, (scores, _) in of_the_same({"before": (before, None), **seen}, passes).items()
+        }
+        refuse_too_many_bad(loader, self.skip_bad)
+        before = same["before"]
         row = replace(
-            row, images=len(loader.listing), skipped=len(loader.skipped), **_figures(before, after)
+            row,
+            images=len(loader.listing),
+            skipped=len(loader.skipped),
+            note=" ".join(filter(None, (row.note, _named(loader.skipped)))),
+            **_figures(before, same.get("after", before)),
         )
-        return self._with_once(row, to_score), pack
+        return self._with_once(row, same.get("pooled")), pack
 
     def with_once(self, row: DomainRow, loader: ImageLoader) -> DomainRow:
         """Return a domain's row with its figures of `once` anew, all else as it was.
@@ -95,7 +112,11 @@ class DomainAdapter:
             AdaptkitError: what is wrong with its images.
         """
         with some_readable(loader):
-            return self._with_once(row, parts(loader, self.holdout, self.options["seed"])[1])
+            scores = None
+            if self.once is not None and self.once.status != KEPT:
+                to_score = parts(loader, self.holdout, self.options["seed"])[1]
+                scores = self._scored(self.once.statistics, to_score)
+            return self._with_once(row, scores)
 
     def adapt_once(self, name: str, loader: ImageLoader) -> tuple[DomainRow, Statistics]:
         """Return what became of several domains' samples as of one, which are not scored.
@@ -134,31 +155,26 @@ class DomainAdapter:
         with bank.domain("domain") as adapted:
             return score(adapted, to_score, self.head)
 
-    def _with_once(self, row: DomainRow, to_score: ImageLoader) -> DomainRow:
-        confidence = accuracy = None
+    def _with_once(self, row: DomainRow, scores: Scores) -> DomainRow:
+        """Return a row with the figures of `once`; `scores` are not needed of the source's."""
+        confidence, accuracy = _confidence(scores), _accuracy(scores)
         if self.once is not None and self.once.status == KEPT:
             confidence, accuracy = row.confidence_before, row.accuracy_before
-        elif self.once is not None:
-            scores = self._scored(self.once.statistics, to_score)
-            confidence, accuracy = _confidence(scores), _accuracy(scores)
         return replace(row, confidence_pooled=confidence, accuracy_pooled=accuracy)
 
     def _statistics(
         self, images: ImageLoader
     ) -> tuple[Decision | None, Statistics, Statistics | None]:
         """Return the guard's decision, and what `decided_statistics` returns."""
+        how = {**self.options, "weight": images.weight}
+        known: dict[str, Any] = {"calibration": self.calibration, "shares": self.shares}
+        if self.guard == guarding.AUTO:
+            return guarded_statistics(self.model, images, **known, **how)
         decision = None
-        if self.guard != guarding.OFF:
-            alike = {name: self.options[name] for name in _OF_DECIDING}
-            alike["weight"] = images.weight
-            decision = decide(
-                self.model, images, calibration=self.calibration, shares=self.shares, **alike
-            )
-        followed = decision if self.guard == guarding.AUTO else None
-        seen, applied = decided_statistics(
-            followed or self._unasked(), self.model, images, weight=images.weight, **self.options
-        )
-        return decision, seen, applied
+        if self.guard == guarding.REPORT:
+            alike = {name: how[name] for name in _OF_DECIDING}
+            decision = decide(self.model, images, **known, **alike)
+        return decision, *decided_statistics(self._unasked(), self.model, images, **how)
 
     def _unasked(self) -> Decision:
         """Take the target's statistics, corrected where its mix of classes is known."""
@@ -173,6 +189,16 @@ def reason_of(error: Exception) -> str:
     """Return an error as one line; of what is none of ours, also its kind."""
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     return text if isinstance(error, AdaptkitError) else f"{type(error).__name__} {text}".strip()
+
+
+def _named(skipped: Mapping[str, str]) -> str:
+    """Say which images cannot be read, and why.
+
+    >>> _named({"a.png": "not there any more"})
+    'Skipped: a.png (not there any more).'
+    """
+    named = [f"{name} ({reason})" for name, reason in skipped.items()]
+    return f"Skipped: {few(named)}." if named else ""
 
 
 def _figures(before: Scores, after: Scores) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from adaptkit import data
@@ -111,11 +111,14 @@ def head_of(checkpoint: Checkpoint, target: str | Place | None = None) -> Head:
             blank = torch.zeros(1, *shape, device=device_of(checkpoint.model))
             head = _head(checkpoint.model(blank))
     except Exception as error:  # noqa: BLE001  a model may raise anything
-        reason = next(iter(str(error).strip().splitlines()), "")
+        reason = f"{type(error).__name__} {next(iter(str(error).strip().splitlines()), ''):.200}"
+        takes = _features(checkpoint.model) if len(shape) == 1 else None
+        if takes is not None and takes != shape[0]:
+            what = "leave out what is no feature" if takes < shape[0] else "some are missing"
+            reason = f"its first layer takes {takes} features: {what}"
         raise CheckpointError(
             f"{checkpoint.path} ({checkpoint.arch}) does not take {kind} of "
-            f"{' x '.join(map(str, shape))}{_AXES.get(len(shape), '')}: "
-            f"{type(error).__name__} {reason:.200}"
+            f"{' x '.join(map(str, shape))}{_AXES.get(len(shape), '')}: {reason}"
         ) from None
     if checkpoint.classes and head.size and len(checkpoint.classes) != head.size:
         raise CheckpointError(
@@ -150,9 +153,10 @@ def open_samples(
         memory=memory,
         fast_jpeg=fast_jpeg,
     )
-    if named or loader.listing.labels is None:
+    listing = loader.listing
+    if named or (listing.labels is None and listing.partly is None):
         return loader
-    return loader.of(replace(loader.listing, labels=None, classes=None))
+    return loader.of(replace(listing, labels=None, classes=None, partly=None))
 
 
 def notes_on(checkpoint: Checkpoint, head: Head | None = None) -> list[str]:
@@ -265,6 +269,13 @@ def _overridden(checkpoint: Checkpoint, given: Mapping[str, Any]) -> Transform:
         return replace(base, **fields)
     except AdaptkitError as error:
         raise CheckpointError(f"{error}: give --image-size, --mean, --std to fit") from None
+
+
+def _features(model: nn.Module) -> int | None:
+    """Return how many features a model's first layer takes, where that says so."""
+    first = next((m for m in model.modules() if [*m.parameters(recurse=False)]), model)
+    found = getattr(first, "in_features", getattr(first, "num_features", None))
+    return found if isinstance(found, int) else None
 
 
 def _head(outputs: Any) -> Head:

@@ -70,11 +70,13 @@ def adapt_once(
     Raises:
         OutputError: the system refused.
     """
-    to_adapt = {
+    parts = {
         name: split(known.count, adapter.holdout, adapter.options["seed"])[0]
         for name, known in sorted(listed.items())
         if known.count > 1 or not adapter.holdout
     }
+    counting = {name: _weighing(places, listed[name]) for name, places in parts.items()}
+    to_adapt = {name: places for name, places in counting.items() if places}
     if len(to_adapt) < 2:
         return None
     state = _state({name: listed[name] for name in to_adapt})
@@ -109,6 +111,12 @@ def _made(
     except Exception as error:  # noqa: BLE001  models, images and disks fail in any way
         row = DomainRow(POOLED, FAILED, error=reason_of(error))
     return replace(row, kind=POOLED, seconds=round(time.perf_counter() - start, 3)), pack
+
+
+def _weighing(places: Sequence[int], known: Listed) -> Sequence[int]:
+    """Leave out the samples whose weight is 0."""
+    left_out = known.weightless
+    return [place for place in places if place not in left_out] if left_out else places
 
 
 def _drawn(

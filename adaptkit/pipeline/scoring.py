@@ -101,15 +101,21 @@ def score_and_see(
 
 
 def of_the_same(
-    before: Seen, after: Seen, again_before: Callable[[], Seen], again_after: Callable[[], Seen]
-) -> tuple[Seen, Seen]:
-    """Score again where an image vanished between two passes, until both are of the same images."""
-    while before[0] is not None and after[0] is not None and len(before[0]) != len(after[0]):
-        if len(before[0]) > len(after[0]):
-            before = again_before()
-        else:
-            after = again_after()
-    return before, after
+    seen: Mapping[str, Seen], again: Mapping[str, Callable[[], Seen]]
+) -> dict[str, Seen]:
+    """Score again where an image vanished between passes, until all are of the same images.
+
+    Args:
+        seen: what each pass saw, by name.
+        again: the passes.
+    """
+    found = dict(seen)
+    while True:
+        counts = {name: len(scores) for name, (scores, _) in found.items() if scores is not None}
+        more = [name for name, count in counts.items() if count > min(counts.values())]
+        if not more:
+            return found
+        found |= {name: again[name]() for name in more}
 
 
 def _check_one_image(model: nn.Module, tap: Tap, images: ImageLoader) -> None:

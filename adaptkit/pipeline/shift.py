@@ -187,7 +187,7 @@ def shift_folders(
         rows += against.rows
         notes += [note for note in against.notes if note not in notes]
         skipped |= against.skipped
-    words = verdict(Report(tuple(rows)), statistics)
+    words = verdict(Report(tuple(rows)), statistics, every.listing.of)
     transform = checkpoint.transform
     found = Report(
         tuple(rows),
@@ -197,6 +197,7 @@ def shift_folders(
             "seed": seed,
             "device": str(where),
             "processes": together.size,
+            "of": every.listing.of,
             "checkpoint": {"sha256": checkpoint.sha256, "arch": checkpoint.arch},
             "transform": transform and transform.to_dict(),
             "transform_from": checkpoint.transform_from,
@@ -253,9 +254,10 @@ def against_source(
         rows += _estimates(at_source, *on_target, source.listing.classes)
         apart = only_shares_moved(at_source, on_target[0], first, before, seed=seed)
         if apart is not None:
+            of = source.listing.of
             notes.append(
-                f"the target's class shares seem to have moved, not its images: they lie "
-                f"{apart:.0%} from the source's, and source images drawn by them look like the "
+                f"the target's class shares seem to have moved, not its {of}: they lie "
+                f"{apart:.0%} from the source's, and source {of} drawn by them look like the "
                 f"target's. AdaBN assumes equal shares and may hurt here."
             )
     skipped = {str(source.listing.root / path): why for path, why in source.skipped.items()}
@@ -292,8 +294,8 @@ def some_readable(loader: ImageLoader) -> Iterator[None]:
             raise
         name, reason = next(iter(loader.skipped.items()))
         raise DataError(
-            f"none of the {total:,} images in {loader.listing.source} can be read, the first being "
-            f"{name} ({reason})"
+            f"none of the {total:,} {loader.listing.of} in {loader.listing.source} can be read, "
+            f"the first being {name} ({reason})"
         ) from error
 
 
@@ -336,22 +338,22 @@ def _estimates(
 
 def _notes(source: ImageLoader, head: Head, n: int, m: int) -> Iterator[str]:
     """Yield what n source images and m of the target cannot tell."""
-    listing = source.listing
+    listing, of = source.listing, source.listing.of
     if listing.note:
         yield listing.note
     if listing.labels is None and head.kind == "classes":
-        yield "the source images have no labels, so the target's accuracy is not estimated."
+        yield f"the source {of} have no labels, so the target's accuracy is not estimated."
     elif (
         listing.labels
         and listing.classes
         and (missing := len(listing.classes) - len(set(listing.labels)))
     ):
         yield (
-            f"the source images lack {missing} of {len(listing.classes)} classes, which the "
+            f"the source {of} lack {missing} of {len(listing.classes)} classes, which the "
             f"estimates of accuracy and class shares then know nothing of."
         )
     if unknown := unknown_metrics(n, m):
         yield (
-            f"too few images ({n:,} of the source, {m:,} of the target) for {', '.join(unknown)}, "
+            f"too few {of} ({n:,} of the source, {m:,} of the target) for {', '.join(unknown)}, "
             f"which are left out."
         )

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from adaptkit.report.table import Report
+from adaptkit.report.wording import told
 
 CHOICES = {
     "source": "the source's statistics",
@@ -98,10 +99,13 @@ def mix_words(shares: Mapping[str, float]) -> str:
     return text if rest < _LEAST_SHOWN else f"{text}, others {rest:.0%}"
 
 
-def guard_table(guard: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the figures behind the guard's choice as text: what each is, and the figure."""
+def guard_table(guard: Mapping[str, Any], of: str = "images") -> pd.DataFrame:
+    """Return the figures behind the guard's choice as text: what each is, and the figure.
+
+    `of` is what the target is of, "images" or "samples".
+    """
     found = [
-        (FIGURES.get(name, name), "" if value is None else f"{value:.3g}")
+        (told(FIGURES.get(name, name), of), "" if value is None else f"{value:.3g}")
         for name, value in guard["figures"].items()
     ]
     return pd.DataFrame(found, columns=["the guard went by", "figure"])

@@ -34,24 +34,24 @@ def moved_layers(report: Report, statistics: Statistics) -> dict[str, float]:
     return _ranked(found)
 
 
-def verdict(report: Report, statistics: Statistics) -> str:
-    """Say how much of the model moved and where most."""
-    layers, images = len(statistics), f"{statistics.samples:,} images"
+def verdict(report: Report, statistics: Statistics, of: str = "images") -> str:
+    """Say how much of the model moved and where most; `of` is "images" or "samples"."""
+    layers, seen = len(statistics), f"{statistics.samples:,} {of}"
     if statistics.samples < 2:
         every = {name: _before(report, "symmetric_kl", name) for name in statistics}
         return (
-            f"A single image cannot tell another domain from chance. The layers that it differs in "
-            f"most: {_first(report, _ranked(every))}."
+            f"A single {of[:-1]} cannot tell another domain from chance. The layers that it "
+            f"differs in most: {_first(report, _ranked(every))}."
         )
     moved = moved_layers(report, statistics)
     if not moved:
         return (
             f"No layer of {layers} sees anything that differs from the source domain by more than "
-            f"chance would have it for {images}, or by more than running averages do."
+            f"chance would have it for {seen}, or by more than running averages do."
         )
     return (
         f"{len(moved)} of {layers} norm layers see another domain than the model was trained on "
-        f"(beyond chance for {images}). Those that moved most: {_first(report, moved)}."
+        f"(beyond chance for {seen}). Those that moved most: {_first(report, moved)}."
     )
 
 

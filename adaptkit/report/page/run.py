@@ -1,6 +1,7 @@
 """The page of one run: the answer first, then a picture for each question."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -19,7 +20,9 @@ from adaptkit.report.cells import encodable, short
 from adaptkit.report.guarded import guard_table, mix_words
 from adaptkit.report.page.page import Page, Section
 from adaptkit.report.table import Report
+from adaptkit.report.wording import chart_told, of_what, told
 
+_NOTES = "To note"
 # Title of a section -> the charts in it.
 _QUESTIONS = {
     "Class by class": ("recall", "confusion", "shares"),
@@ -32,12 +35,25 @@ _QUESTIONS = {
 def run_page(report: Report) -> Page:
     """Return the page of a report: of a run, or of two evaluations that were compared."""
     details = report.details
+    of = of_what(details)
     return Page(
         title=_title(details),
-        answer=headline(report),
-        decision=decision(report) if "method" in details else "",
-        sections=[*_sections(report)],
+        answer=told(headline(report), of),
+        decision=told(decision(report), of) if "method" in details else "",
+        sections=[_told(section, of) for section in _sections(report)],
         repeat=[*_repeat(details)],
+    )
+
+
+def _told(section: Section, of: str) -> Section:
+    """Return a section on what a report is of; what users wrote stays as it is."""
+    ours = section.title != _NOTES
+    return replace(
+        section,
+        title=told(section.title, of),
+        text=told(section.text, of),
+        charts=[chart_told(chart, of) for chart in section.charts],
+        items=[told(item, of) if ours else item for item in section.items],
     )
 
 
@@ -61,13 +77,13 @@ def _sections(report: Report) -> Iterator[Section]:
         right=COLUMNS[1:],
     )
     if details.get("guard"):
-        table = guard_table(details["guard"])
+        table = guard_table(details["guard"], of_what(details))
         shares = details["guard"].get("class_shares")
         known = "given" if details["guard"].get("shares_given") else "estimated"
         text = f"Mix of classes, {known}: {mix_words(shares)}." if shares else ""
         yield Section("What the guard went by", text, table, right=["figure"])
     if details.get("notes"):
-        yield Section("To note", items=[str(note) for note in details["notes"]])
+        yield Section(_NOTES, items=[str(note) for note in details["notes"]])
     charts = {chart.name: chart for chart in report.charts}
     for title, names in _QUESTIONS.items():
         found = [charts[name] for name in names if name in charts]
@@ -139,7 +155,7 @@ def _repeat(details: Mapping[str, Any]) -> Sequence[str]:
         "",
         f"# source SHA-256 {checkpoint.get('sha256')}",
         f"# architecture {checkpoint.get('arch')}",
-        f"# images {details.get('prepared')}",
+        f"# {of_what(details)} {details.get('prepared')}",
         f"# seed {details.get('seed')}, device {details.get('device')}",
         "# " + ", ".join(f"{name} {version}" for name, version in versions.items()),
     )
