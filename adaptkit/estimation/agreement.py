@@ -49,10 +49,10 @@ def agree_on_buffers(world: World, model: nn.Module, read: Collection[str]) -> N
         for name in norms.norm_layers(model)
         for buffer in ("running_mean", "running_var", "num_batches_tracked")
     }
-    names = sorted(set(read) - stored)
-    if names and world.size > 1:
+    compared = {name: b for name, b in model.named_buffers() if name in read and name not in stored}
+    if compared and world.size > 1:
         world.agree(
-            _checksums({name: model.get_buffer(name) for name in names}),
+            _checksums(compared),
             "the forward pass reads these buffers, so start all with the same checkpoint, or "
             "torch.distributed.broadcast them",
         )
