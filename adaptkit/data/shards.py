@@ -118,12 +118,18 @@ class ShardListing(Listing):
         return found
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether a path is of tar files: of one, of a pattern, or of a folder with nothing else in it.
+def is_sharded(path: Place) -> bool:
+    """Whether a place is of tar files: of one, a pattern, or a folder with nothing else in it.
 
     Beside tar files a folder may hold files that are no images.
+
+    Raises:
+        DataError: a folder at a URL cannot be listed.
+        DependencyError: what reads the protocol is not installed.
     """
     name = path.name.lower()
+    if isinstance(path, Remote):
+        return _are_named(path) or bool(_tars_in(path))
     if _RANGE.search(str(path)) and not path.exists():
         return True
     if path.is_file():
@@ -138,6 +144,21 @@ def is_sharded(path: Path) -> bool:
                     return False
                 found = found or entry.name.lower().endswith(SUFFIXES)
     return found
+
+
+def _are_named(where: Remote) -> bool:
+    """Whether a URL is that of a tar file, or a pattern of such."""
+    return bool(where.suffix) and where.name.lower().endswith(SUFFIXES)
+
+
+def _tars_in(folder: Remote) -> list[Remote]:
+    """Return the tar files in a folder at a URL that `is_sharded`, in the order of their names."""
+    from adaptkit.data.remote import files_in
+
+    found = files_in(folder)
+    if any(name.lower().endswith(EXTENSIONS) for name in found):
+        return []
+    return [found[name] for name in sorted(found) if name.lower().endswith(SUFFIXES)]
 
 
 def list_shards(
@@ -155,7 +176,7 @@ def list_shards(
 
     Args:
         path: a tar file, a folder of them, or a pattern like ``shard-{000..012}.tar``. Those at a
-            URL (no folder) are fetched whole, into temporary files without a name.
+            URL are fetched whole, into temporary files without a name.
         classes: the names of the model's outputs, if they are known.
         outputs: how many outputs the model has, if that is known.
 
@@ -184,15 +205,17 @@ def list_shards(
         return _list(path, root, OpenFiles(paths), shards, classes, outputs)
     from adaptkit.data.connections import fetched, stamp_of
 
-    places = [Remote(url) for url in _each(path.url)]
+    one = _are_named(path)
+    places = [Remote(url) for url in _each(path.url)] if one else _tars_in(path)
+    folder = path.parent if one else path.as_folder()
     if len(places) > MOST_OPEN:
         raise DataError(
             f"{path}: expected at most {MOST_OPEN} tar files at URLs, got {len(places):,}"
         )
-    shards = [str(where).removeprefix(f"{path.parent}/") for where in places]
+    shards = [str(where).removeprefix(f"{str(folder).rstrip('/')}/") for where in places]
     with fetched(places) as copies:
         files = OpenFiles(copies)
-        listing = _list(path, path.parent, files, shards, classes, outputs)
+        listing = _list(path, folder, files, shards, classes, outputs)
         files.hold()
     return replace(listing, stamp=" ".join(map(stamp_of, places)))
 

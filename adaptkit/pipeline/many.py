@@ -516,7 +516,7 @@ def _of_the_gone(names: Sequence[str]) -> list[str]:
         return []
     one = len(names) == 1
     of = "pack stays of a domain that is" if one else "packs stay of domains that are"
-    return [f"{len(names):,} {of} not in the target any more: {few(names)}."]
+    return [f"{len(names):,} {of} not in the target any more: {few(names, 10)}."]
 
 
 def _all_of(rows: Sequence[DomainRow], pooled: DomainRow | None) -> dict[str, Any]:
