@@ -6,7 +6,8 @@ import os
 import re
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,8 @@ from adaptkit.data.labels import NONE, Found, as_indices
 from adaptkit.data.listing import Listing, state_of
 from adaptkit.data.open_files import MOST_OPEN, OpenFiles
 from adaptkit.data.place import Place, Remote, without_secrets
-from adaptkit.data.webdataset import KNOWN, samples
+from adaptkit.data.unpacking import decompressed
+from adaptkit.data.webdataset import KNOWN, Sample, samples
 from adaptkit.errors import DataError, few
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -88,7 +90,7 @@ class ShardListing(Listing):
     @property
     def forks(self) -> bool:
         """Whether other processes may read it."""
-        return not self.stamp
+        return not self.files.held
 
     def contents(self) -> str:
         """Return the SHA-256 of where the images lie."""
@@ -169,7 +171,8 @@ def list_shards(
     Members of a tar file whose names are alike up to the first point behind the last slash are one
     sample: ``a/7.jpg`` its image, ``a/7.cls`` its label, a name or a number as text, ``a/7.json``
     perhaps an object with a "label", a "domain", a "weight". Where no sample has a label and every
-    image's folder is named like one of `classes`, that is its label. Nothing is ever unpacked.
+    image's folder is named like one of `classes`, that is its label. Nothing is ever unpacked; what
+    gzip, bzip2 or xz compressed is decompressed once, into a temporary file without a name.
 
     What cannot be an image's content, as a link, a device, a member that is cut off or that stands
     there twice, is listed as an image that cannot be read.
@@ -181,8 +184,8 @@ def list_shards(
         outputs: how many outputs the model has, if that is known.
 
     Raises:
-        DataError: a file is missing, compressed, or no tar file; there are no images; or what is
-            said of them does not fit.
+        DataError: a file is missing or no tar file; there is no room to decompress one; there are
+            no images; or what is said of them does not fit.
 
     >>> import tarfile, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -233,8 +236,8 @@ def _list(
     said: dict[str, list[str]] = {what: [] for what in KNOWN}
     reasons: dict[int, str] = {}
     cut: list[str] = []
-    for number, (file, shard) in enumerate(zip(files.paths, shards, strict=True)):
-        for sample in samples(file):
+    for number, shard in enumerate(shards):
+        for sample in _samples(files, number):
             if not sample.name:
                 cut.append(shard)
                 continue
@@ -263,6 +266,15 @@ def _list(
         where=np.array(where, dtype=np.int64).reshape(-1, 3),
         reasons=reasons,
     )
+
+
+def _samples(files: OpenFiles, number: int) -> Iterator[Sample]:
+    """Yield the samples in one of the files, which is then read decompressed."""
+    path = files.paths[number]
+    with decompressed(path) or nullcontext() as content:
+        if content is not None:
+            files.take(number, content)
+        yield from samples(path, content)
 
 
 def _expanded(path: Path) -> list[Path]:
