@@ -1,6 +1,5 @@
 """AdaBN in one call: the model, with the target's normalisation statistics."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -10,10 +9,11 @@ from torch import Tensor, nn
 from adaptkit import norms
 from adaptkit.device import resolve_device
 from adaptkit.distributed import world
+from adaptkit.distributed.sharded import copied
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import Statistics, estimate
 from adaptkit.estimation.agreement import blended, take_first
-from adaptkit.guard import Calibration, Decision, decide, decided_statistics
+from adaptkit.guard import Calibration, Decision, guarded_statistics
 from adaptkit.moments import Moments
 
 
@@ -55,7 +55,8 @@ def adapt(
         guard: "auto" returns the model that `adaptkit.guard.decide` chose, which may be the
             source's own; the loader is then read twice. Not with `correction`.
         calibration: of the model (`calibrate`), for the guard: it chooses better with one.
-        inplace: change `model` itself; by default a deep copy is changed, and `model` never.
+        inplace: change `model` itself; by default a deep copy is changed, and `model` never. One
+            that FSDP deals out over processes cannot be copied. Each holds it whole meanwhile.
         device: where to compute and where the returned model is; by default where the model is.
         **options: of `estimate`: mode, samples, tolerance, memory, layers, weight, precision,
             forward, on_bad, seed, resume, progress.
@@ -67,6 +68,8 @@ def adapt(
         EstimationError: see `estimate`; or the guard is given a correction, or an iterator that can
             be read once. The model's statistics are then unchanged.
         DataError: a batch is of a form that only `forward` could handle.
+        ModelError: the model is dealt out over processes and cannot be copied, or otherwise than by
+            FSDP, as tensor parallelism does.
         DistributedError: the processes of a job differ in code, model or arguments, or one failed.
 
     Source: AdaBN, Li et al. 2016, arXiv 1603.04779; `prior`: Schneider et al. 2020, arXiv
@@ -77,7 +80,7 @@ def adapt(
     >>> adapted[0].running_mean.item(), net[0].running_mean.item()
     (2.0, 0.0)
     """
-    adapted = model if inplace else copy.deepcopy(model)
+    adapted = model if inplace else copied(model)
     if device is not None:
         adapted = adapted.to(resolve_device(device))
     statistics, _ = target_statistics(
@@ -135,10 +138,7 @@ def _guarded(
             "the guard reads the data twice, and an iterator can be read once: give a list or a "
             "DataLoader"
         )
-    alike = {name: options[name] for name in _OF_DECIDE if name in options}
-    decision = decide(model, loader, calibration=calibration, prior=prior, **alike)
-    _, statistics = decided_statistics(decision, model, loader, prior=prior, **options)
+    decision, _, statistics = guarded_statistics(
+        model, loader, calibration=calibration, prior=prior, **options
+    )
     return statistics, decision
-
-
-_OF_DECIDE = ("memory", "layers", "precision", "forward", "weight", "on_bad", "seed", "progress")

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Caller, Forward, describe, device_of, labels_of
 from adaptkit.distributed import Share, world
 from adaptkit.errors import DataError
@@ -122,7 +122,7 @@ def evaluate_dense(
     confusion: list[Tensor] = []
     sure: list[Tensor] = []
     share, run = Share.of(loader, world()), Caller(model, where, forward)
-    with share.world.united(), norms.evaluating(model), torch.no_grad():
+    with share.world.united(), norms.evaluating(model), heap.kept(where), torch.no_grad():
         for batch in share:
             logits = _logits(run(batch))
             classes = logits.shape[1]

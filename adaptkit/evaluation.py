@@ -1,6 +1,5 @@
 """What a model says about a set of images: its predictions, and how sure it is of them."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Caller, Forward, describe, device_of, labels_of
 from adaptkit.device import resolve_device
 from adaptkit.distributed import Share, world
+from adaptkit.distributed.sharded import copied
 from adaptkit.errors import DataError
 from adaptkit.paired import wilson
 
@@ -90,6 +90,7 @@ def evaluate(
     Raises:
         DataError: there is no data, some batches have labels and others none, a label is not one
             of the model's classes, or the model's output is not (N, K) logits.
+        ModelError: as `adaptkit.adapt`.
 
     >>> net = nn.Linear(2, 2, bias=False)
     >>> _ = nn.init.eye_(net.weight)
@@ -100,14 +101,14 @@ def evaluate(
         model = norms.unwrap(model)  # DDP's forward is one of all processes
     where = device_of(model) if device is None else resolve_device(device)
     if where != device_of(model):
-        model = copy.deepcopy(model).to(where)
+        model = copied(model).to(where)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     labels: list[Tensor] = []
     losses: list[tuple[Tensor, Tensor, Tensor]] = []
     classes = 0
     count = 0
     share, run = Share.of(loader, world()), Caller(model, where, forward)
-    with share.world.united(), norms.evaluating(model), torch.no_grad():
+    with share.world.united(), norms.evaluating(model), heap.kept(where), torch.no_grad():
         for batch in share:
             output = run(batch)
             logits = logits_of(output)

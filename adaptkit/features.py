@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Caller, Forward, device_of, inputs_of
 from adaptkit.distributed import Share, world
 from adaptkit.errors import DataError
@@ -67,6 +67,7 @@ def features(
         share.world.united(),
         Tap(model, layer) as tap,
         norms.evaluating(model),
+        heap.kept(where),
         torch.no_grad(),
     ):
         for batch in share:

@@ -1,8 +1,11 @@
 """What samples a loader holds, and loaders of some of them, before anything is decoded."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -116,9 +119,23 @@ def indices_of(loader: Iterable[Any], seed: int) -> list[int] | None:
     )  # a loader made with batch_sampler= has another as its own
     if isinstance(sampler, (SequentialSampler, RandomSampler)):
         return list(range(len(loader.dataset)))  # type: ignore[arg-type]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return [int(i) for i in sampler]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let what is drawn at random within come of a seed; afterwards all is as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def narrowed(loader: Iterable[Any], indices: list[int], seed: int) -> Iterable[Any]:

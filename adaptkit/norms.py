@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 from torchvision.ops import FrozenBatchNorm2d
 
+from adaptkit.distributed.sharded import whole
 from adaptkit.errors import EstimationError
 
 Select = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
@@ -101,7 +102,7 @@ def norm_layers(model: nn.Module, select: Select = None) -> dict[str, nn.Module]
     kinds = tuple(_WITH_STATISTICS)
     layers: dict[str, nn.Module] = {
         name: module
-        for name, module in unwrap(model).named_modules()
+        for name, module in _named_modules(model)
         if isinstance(module, kinds) and getattr(module, "running_mean", None) is not None
     }
     return selected(layers, select)
@@ -129,6 +130,12 @@ def selected(layers: dict[str, nn.Module], select: Select) -> dict[str, nn.Modul
     }
 
 
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module, wrappers of any kind not counting in the names."""
+    for name, module in unwrap(model).named_modules():
+        yield ".".join(part for part in name.split(".") if part != "_fsdp_wrapped_module"), module
+
+
 def averages_instances(layer: nn.Module) -> bool:
     """Whether a layer's statistics are means over instances, as InstanceNorm tracks them.
 
@@ -146,7 +153,7 @@ def without_statistics(model: nn.Module) -> dict[str, str]:
     """
     adaptable = norm_layers(model)
     found = {}
-    for name, module in unwrap(model).named_modules():
+    for name, module in _named_modules(model):
         reasons = [why for kind, why in _WITHOUT_STATISTICS.items() if isinstance(module, kind)]
         if reasons and name not in adaptable:
             found[name] = reasons[0]
@@ -155,7 +162,7 @@ def without_statistics(model: nn.Module) -> dict[str, str]:
 
 def why_nothing_to_adapt(model: nn.Module) -> str:
     """Say which norm layers a model has and why none of them needs AdaBN."""
-    modules = dict(unwrap(model).named_modules())
+    modules = dict(_named_modules(model))
     counts = Counter(
         f"{type(modules[name]).__name__} {why}" for name, why in without_statistics(model).items()
     )
@@ -190,10 +197,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put all of a model in eval mode; afterwards, whatever happened, all is as it was.
 
     Training flags are set one by one, since a model may override `train()`. The statistics tensors
-    of norm layers are put back too, so `replace` may be used freely inside.
+    of norm layers are put back too, so `replace` may be used freely inside. A model that is dealt
+    out over processes is held whole in each (`adaptkit.distributed.sharded.whole`).
     """
     flags = [(module, module.training) for module in model.modules()]
-    with restoring(model):
+    with restoring(model), whole(model):
         try:
             for module, _ in flags:
                 module.training = False

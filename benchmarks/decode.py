@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from adaptkit import Transform
+from adaptkit import Transform, adapt, image_folder
 from adaptkit.data.decode import decode
 from adaptkit.plotting import new_figure
 from benchmarks import photographs
@@ -35,10 +35,13 @@ SCALES = (1.0, 2.0)  # times the size that an image is resized to, which is to b
 NOISE = 0.2  # of the pixels, changed by 1
 ADAPTKIT = {
     "adaptkit adapt": (),
+    "adaptkit adapt --guard off": ("--guard", "off"),
     "adaptkit adapt --fast-jpeg": ("--fast-jpeg",),
     "adaptkit adapt --fast-jpeg --guard off": ("--fast-jpeg", "--guard", "off"),
 }
 SCRIPTS = {"script, update_bn on as many": False, "script, update_bn on all": True}
+ADAPTS = "adaptkit adapt, where the guard adapts"
+CONTRAST = 0.3  # of the images that the model has seen, whose guard then adapts
 NETS = "efficientnet-lite0", "resnet18"  # whose predictions are compared, that runs in the race
 _ROUNDS = 3
 
@@ -144,10 +147,7 @@ def race(folder: Path, rounds: int, samples: int = SAMPLES) -> list[dict[str, An
     """Time whole processes on one folder, in turn: seconds, and those of processors."""
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        source = Path(temporary, "source.pt")
-        torch.manual_seed(0)
-        torch.save(resnet18(num_classes=2).state_dict(), source)
-        commands = _commands(source, folder, Path(temporary), samples)
+        commands = _commands(*_sources(folder, Path(temporary)), folder, Path(temporary), samples)
         for number in range(1, rounds + 1):
             for method, command in commands.items():
                 start, busy = time.perf_counter(), _busy()
@@ -167,16 +167,31 @@ def race(folder: Path, rounds: int, samples: int = SAMPLES) -> list[dict[str, An
     return rows
 
 
-def _commands(source: Path, folder: Path, out: Path, samples: int) -> dict[str, list[str]]:
+def _sources(folder: Path, out: Path) -> tuple[Path, Path]:
+    """Write an untrained model, and it with the statistics of images of low contrast."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=2)
+    untrained, faint = out / "untrained.pt", out / "faint.pt"
+    torch.save(model.state_dict(), untrained)
+    images = image_folder(folder, transform=Transform((224, 224), resize="crop"))
+    some = images.subset(range(0, len(images.dataset), max(1, len(images.dataset) // 64)))  # type: ignore[arg-type]
+    torch.save(adapt(model, [CONTRAST * batch for batch in some]).state_dict(), faint)
+    return untrained, faint
+
+
+def _commands(
+    source: Path, faint: Path, folder: Path, out: Path, samples: int
+) -> dict[str, list[str]]:
     script = [sys.executable, "-m", "benchmarks.users_script", str(source), str(folder)]
-    ours = [sys.executable, "-m", "cli", "adapt", "--source", str(source), "--target", str(folder)]
+    ours = [sys.executable, "-m", "cli", "adapt", "--target", str(folder)]
     ours += ["--samples", str(samples), "--precision", "fp32", "--device", "cpu", "--json"]
-    ours += ["--out", str(out / "adapted.pt"), "--force"]
+    ours += ["--out", str(out / "adapted.pt"), "--force", "--source"]
     count = {True: 10**9, False: samples}
     theirs = {
         n: [*script, str(count[every]), str(out / "theirs.pt")] for n, every in SCRIPTS.items()
     }
-    return theirs | {name: [*ours, *more] for name, more in ADAPTKIT.items()}
+    mine = {name: [*ours, str(source), *more] for name, more in ADAPTKIT.items()}
+    return theirs | mine | {ADAPTS: [*ours, str(faint)]}
 
 
 def _busy() -> float:
@@ -198,7 +213,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     part = race.pivot(index="round", columns="method", values="seconds")
     busy = race.pivot(index="round", columns="method", values="CPU seconds").median()
     rows = []
-    for method in (m for m in (*SCRIPTS, *ADAPTKIT) if m in part):
+    for method in (m for m in (*SCRIPTS, *ADAPTKIT, ADAPTS) if m in part):
         row: dict[str, Any] = {"method": method, "seconds": round(part[method].median(), 1)}
         row["CPU seconds"] = round(busy[method], 1)
         for script in (s for s in SCRIPTS if s in part):

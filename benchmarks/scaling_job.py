@@ -188,7 +188,7 @@ def latencies(world: World, repeats: int) -> list[Row]:
     """Time one all-reduce at each size of layers, and one gather of a few bytes: medians."""
     found = []
     for channels in CHANNELS:
-        sums = torch.zeros(4 + 8 * channels, dtype=torch.float64)
+        sums = torch.zeros(5 + 8 * channels, dtype=torch.float64)
         seconds = _median(lambda sums=sums: world.sum(sums), repeats)  # type: ignore[misc]
         row = {"case": f"{channels} channels", "method": "all-reduce", "bytes handed": sums.nbytes}
         found.append(row | {"seconds": seconds})

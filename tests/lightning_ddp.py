@@ -1,4 +1,7 @@
-"""Two processes test and predict with the callback, and each writes what it held (a script)."""
+"""Two processes test and predict with the callback, and each writes what it held (a script).
+
+Its arguments: a folder, and the strategy.
+"""
 
 import sys
 from pathlib import Path
@@ -17,9 +20,11 @@ def net() -> nn.Sequential:
     )
 
 
-def main(out: Path) -> None:
+def main(out: Path, strategy: str) -> None:
     """Run on rank 0; Lightning starts this script anew for rank 1."""
     import lightning.pytorch as pl
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
     from adaptkit.integrations.lightning import AdaBNCallback
 
@@ -28,6 +33,13 @@ def main(out: Path) -> None:
             super().__init__()
             self.net = net()
             self.during: dict[str, Tensor] = {}
+
+        def configure_model(self) -> None:
+            if strategy == "model_parallel" and not isinstance(self.net, FSDPModule):
+                assert self.device_mesh is not None
+                mesh = self.device_mesh["data_parallel"]
+                for part in (self.net[0], self.net[3], self.net):
+                    fully_shard(part, mesh=mesh)
 
         def forward(self, x: Tensor) -> Tensor:
             outputs: Tensor = self.net(x)
@@ -41,8 +53,24 @@ def main(out: Path) -> None:
             self.during = state(self.net)
             return self(batch[0])
 
+    class FSDP(pl.strategies.FSDPStrategy):
+        """On a CPU, where Lightning refuses to be only of the class itself."""
+
+        def _setup_model(self, model: nn.Module) -> nn.Module:
+            return FullyShardedDataParallel(
+                model,
+                device_id=torch.device("cpu"),
+                auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
+            )
+
     def state(module: nn.Module) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    strategies: dict[str, Any] = {
+        "ddp": "ddp",
+        "fsdp": FSDP(),
+        "model_parallel": pl.strategies.ModelParallelStrategy(2, 1),
+    }
 
     # Of an odd number, as ranks' shares are then unlike, and in order, as they are then far apart.
     samples = torch.arange(93.0).repeat(3, 1).T * torch.tensor([1.0, -0.5, 2.0]) / 30
@@ -50,16 +78,16 @@ def main(out: Path) -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp",
+        strategy=strategies[strategy],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[AdaBNCallback()],
     )
-    module = Module()
-    source = state(module.net)
     for stage in ("test", "predict"):
+        module = Module()
+        source = state(module.net)
         loader = DataLoader(TensorDataset(samples), batch_size=10)
         getattr(trainer, stage)(module, loader)
         held = {"source": source, "during": module.during, "after": state(module.net)}
@@ -67,4 +95,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -60,8 +60,8 @@ def test_what_is_handed_over_is_what_the_formula_says() -> None:
     for traffic in found:
         visits = traffic["estimate"]
         assert visits.all_reduces == len(CHANNELS)
-        # Whether one failed, three counts, and eight figures a channel, float64.
-        assert visits.bytes_all_reduced == sum(8 * (1 + 3 + 8 * c) for c in CHANNELS)
+        # Whether one failed, seconds, three counts, and eight figures a channel, float64.
+        assert visits.bytes_all_reduced == sum(8 * (2 + 3 + 8 * c) for c in CHANNELS)
         assert visits.operations > visits.all_reduces
         assert visits.bytes_handed > visits.bytes_all_reduced
         assert visits.waited > 0
@@ -96,7 +96,7 @@ def test_two_processes_find_what_one_finds(dealt: str, tmp_path: Path) -> None:
     assert first["all-reduces"] == 20
     layers = norms.norm_layers(scaling_job.MODELS["resnet18"]())
     channels = [len(norms.read(layer).mean) for layer in layers.values()]
-    assert first["bytes all-reduced"] == sum(64 * c + 32 for c in channels)
+    assert first["bytes all-reduced"] == sum(64 * c + 40 for c in channels)
     assert 0 < first["waiting %"] <= first["longest waiting %"] <= 100
     assert first["samples"] == 12
 

@@ -27,7 +27,7 @@ from adaptkit import (
 )
 from adaptkit.features import features
 from adaptkit.guard.packing import FORMAT
-from adaptkit.guard.typicality import AT, severity
+from adaptkit.guard.typicality import AT, severity, spread
 from adaptkit.models import SmallCNN
 from adaptkit.moments import Moments
 from adaptkit.norms import norm_layers, read
@@ -107,6 +107,42 @@ def test_calibrating_leaves_the_model_alone_and_batches_do_not_matter() -> None:
     for name, mean in calibrated().moments.mean.items():
         torch.testing.assert_close(once.moments.mean[name], mean)
     assert once.typicality == pytest.approx(calibrated().typicality)
+
+
+class Twice(nn.Module):
+    """A net that passes one of its norm layers at two resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared = nn.BatchNorm2d(1), nn.BatchNorm2d(4)
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, stride=2)
+        self.last = nn.Linear(4, 10)
+
+    def visits(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        early = self.a(self.first(x))
+        return early, self.b(self.shared(early).relu())
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(self.shared(self.visits(x)[1]).relu().mean((2, 3)))
+
+
+def test_visits_to_a_layer_count_together() -> None:
+    torch.manual_seed(0)
+    model = Twice().eval()
+    x, y = (
+        torch.cat([images for images, _ in pairs()]),
+        torch.cat([labels for _, labels in pairs()]),
+    )
+    with torch.no_grad():
+        both = torch.cat([visit.flatten(2) for visit in model.visits(x)], 2).double()
+    squares = torch.stack([v.square().flatten(1).mean(1) for v in (x.double(), both)], 1) / (
+        1 + 1e-5
+    )
+    for size in (50, 400):
+        found = calibrate(model, pairs(size))
+        assert found.typicality == pytest.approx(spread(squares.numpy(), y.numpy()), rel=1e-4)
+        of_three = both[y == 3].transpose(0, 1).flatten(1).mean(1)
+        torch.testing.assert_close(found.moments.mean["shared"][3], of_three, rtol=1e-5, atol=1e-5)
 
 
 def test_severity_is_zero_of_the_source_and_large_of_another_domain() -> None:

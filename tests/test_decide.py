@@ -7,10 +7,11 @@ import digits
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from adaptkit import Calibration, EstimationError, adapt, calibrate, evaluate
 from adaptkit.estimation.trial import Trial
-from adaptkit.guard import Decision, decide, decided_statistics
+from adaptkit.guard import Decision, decide, decided_statistics, guarded_statistics
 from adaptkit.guard.calibrated import decide_calibrated
 from adaptkit.guard.fixed_points import agreed
 from adaptkit.guard.view import View
@@ -160,6 +161,24 @@ def test_early_and_balanced_ways_are_what_they_say() -> None:
     assert not torch.equal(weighted, Full().run(trial).seen.plain["features.1"].mean)
 
 
+def test_rounds_of_balancing_end_where_predictions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial(net(), target(gain=0.5))
+    run, runs = trial.run, 0
+
+    def counted(*args: Any, **named: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return run(*args, **named)
+
+    monkeypatch.setattr(trial, "run", counted)
+    long = Balanced(1.0, 40).run(trial)
+    assert runs < 20
+    done = runs
+    again = Balanced(1.0, 39, 0.001).run(trial)  # a floor that lifts no class
+    assert runs == done
+    assert again is long
+
+
 def test_the_guard_within_adapt() -> None:
     kept = adapt(net(), target([1]), guard="auto")
     for name, layer in norm_layers(kept).items():
@@ -194,6 +213,61 @@ def test_streams_and_tolerances_are_for_plain_adabn() -> None:
     assert decided_statistics(kept, net(), data)[1] is None
 
 
+class _Counted(Dataset[Tensor]):
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.read = x, 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.read += 1
+        return self.x[index]
+
+
+@pytest.mark.parametrize("classes", [None, [3, 8], [1]])
+@pytest.mark.parametrize("prior", [0, 16])
+@pytest.mark.parametrize(
+    ("samples", "count", "again"), [(256, 897, False), (None, 120, False), (64, 897, True)]
+)
+def test_what_was_run_to_decide_is_not_run_again(
+    classes: list[int] | None,
+    prior: float,
+    samples: int | None,
+    count: int,
+    again: bool,  # the samples are others
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = _Counted(torch.cat([x for x, _ in target(classes, 0.3, count)]))
+    data = DataLoader(images, batch_size=50)
+    how: dict[str, Any] = {"samples": samples, "prior": prior}
+    decision = decide(net(), data, prior=prior)
+    expected = decided_statistics(decision, net(), data, **how)
+    images.read, runs, run = 0, 0, Trial.run
+
+    def counted(*args: Any, **named: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return run(*args, **named)
+
+    monkeypatch.setattr(Trial, "run", counted)
+    found, *statistics = guarded_statistics(net(), data, **how)
+    n = len(images)
+    assert images.read == min(256, n) + (64 if again and n > 64 else 0)
+    assert runs <= 10 + again * 6  # source, full, early, and rounds of balancing, 2 + 5
+    assert (found.choice, found.figures) == (decision.choice, decision.figures)
+    for mine, theirs in zip(statistics, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is None or theirs is None:
+            continue
+        assert (mine.samples, mine.available) == (theirs.samples, theirs.available)
+        for name in theirs:
+            torch.testing.assert_close(mine[name].mean, theirs[name].mean)
+            torch.testing.assert_close(mine[name].variance(), theirs[name].variance())
+    assert statistics[0] is not None
+    assert statistics[0].errors() == pytest.approx(expected[0].errors(), rel=1e-4)
+
+
 def test_models_that_give_no_classes_are_judged_by_their_images() -> None:
     class Dense(nn.Module):
         def __init__(self) -> None:
@@ -207,7 +281,10 @@ def test_models_that_give_no_classes_are_judged_by_their_images() -> None:
     x = [x for x, _ in target()]
     model = adapt(Dense(), x, samples="all")
     assert decide(model, x).choice == "source"
-    assert decide(model, [3 * part for part in x]).choice == "full"
+    far = [3 * part for part in x]
+    assert decide(model, far).choice == "full"
+    _, seen, applied = guarded_statistics(model, far, samples=256)
+    assert applied is seen
 
 
 def test_a_calibration_of_another_model_is_refused() -> None:

@@ -1,11 +1,13 @@
 """Several processes find what one finds on all of their data."""
 
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,14 @@ from hypothesis import strategies as st
 from jobs import Ended, job, values
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 import adaptkit
@@ -138,6 +147,92 @@ def test_statistics_are_those_of_one_process_on_all_data(size: int) -> None:
             for name, arrays in first.items():
                 for a, b in zip(arrays, other[name], strict=True):
                     np.testing.assert_array_equal(a, b)
+
+
+class _Draws(Sampler[int]):
+    """Gives the samples that somebody chose."""
+
+    def __init__(self, chosen: Callable[[], NDArray[np.int64]]) -> None:
+        self.chosen = chosen
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.chosen().tolist())
+
+    def __len__(self) -> int:
+        return len(self.chosen())
+
+
+class _Changing(Dataset[tuple[Tensor, int]]):
+    """Draws by a generator of its own, which nobody has seeded."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng()
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        noise = torch.from_numpy(self.generator.standard_normal((3, 9, 9))).float()
+        return images()[index] + noise, 0
+
+
+def samplers(rank: int) -> dict[str, DataLoader[Any]]:
+    """Return loaders of which each process draws as it likes, and the first as one process does."""
+    own = np.random.default_rng(rank)
+    weights = torch.arange(N).double().tolist()
+    drawn = WeightedRandomSampler(weights, 40, generator=torch.Generator().manual_seed(rank))
+    unseeded = _Draws(lambda: np.random.permutation(N)[:30])
+    ways: dict[str, Sampler[int]] = {
+        "any order": _Draws(partial(own.permutation, N)),
+        "weighted": drawn,
+        "numpy's": unseeded,
+    }
+    data = TensorDataset(images())
+    return {name: DataLoader(data, batch_size=7, sampler=way) for name, way in ways.items()}
+
+
+def draw_apart() -> tuple[dict[str, tuple[Flat, int]], list[str]]:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    np.random.seed(rank)
+    found = {}
+    every = samplers(rank)
+    filled = [*range(N), *range(-N % size)]
+    parts = {"parts": range(rank, N, size), "filled up": filled[rank::size]}
+    data = TensorDataset(images())
+    for name, part in parts.items():
+        way = _Draws(partial(np.asarray, list(part)))
+        every[name] = DataLoader(data, batch_size=7, sampler=way)
+    changing = _Changing()
+    dealt: Sampler[int] = DistributedSampler(changing, size, rank)
+    every["changing"] = DataLoader(changing, batch_size=7, sampler=dealt)
+    for name, loader in every.items():
+        statistics = adaptkit.estimate(net(), loader, samples="all")
+        found[name] = flat(statistics), statistics.available or 0
+    said = []
+    subset = _Draws(lambda: np.random.default_rng(rank).choice(N, 30))
+    for loader in (
+        DataLoader(TensorDataset(images()), batch_size=7, sampler=subset),
+        DataLoader(changing, batch_size=7),
+    ):
+        with pytest.raises(DistributedError) as error:
+            adaptkit.estimate(net(), loader)
+        said.append(str(error.value))
+    return found, said
+
+
+def test_what_samplers_and_data_sets_draw_by_themselves_counts_once() -> None:
+    whole = adaptkit.estimate(net(), [images()], samples="all")
+    loaders = samplers(0)
+    truth = {name: adaptkit.estimate(net(), of, samples="all") for name, of in loaders.items()}
+    truth |= dict.fromkeys(("parts", "filled up", "changing"), whole)
+    for found, (overlap, unsure) in values(job(2, draw_apart)):
+        for name, (statistics, available) in found.items():
+            assert available == truth[name].samples, name
+            if name != "changing":
+                assert_same(statistics, flat(truth[name]))
+        assert "choose 1" in overlap
+        assert "seed them alike" in overlap
+        assert "come out otherwise each time" in unsure
 
 
 def options() -> list[dict[str, Any]]:
@@ -361,6 +456,33 @@ def test_what_works_in_one_process_says_so() -> None:
             assert text.startswith(f"{name} works in one process")
 
 
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        for name in ("scale", "step"):
+            self.register_buffer(name, torch.ones(1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.norm(x * self.get_buffer("scale"))
+
+
+def estimate_with_other(buffer: str) -> Flat:
+    scaled = _Scaled()
+    scaled.get_buffer(buffer).fill_(dist.get_rank() + 1.0)
+    loader = DataLoader(TensorDataset(images()), batch_size=6)
+    return flat(adaptkit.estimate(scaled, loader))
+
+
+def test_buffers_that_no_forward_reads_may_differ() -> None:
+    truth = flat(adaptkit.estimate(_Scaled(), [images()]))
+    for found in values(job(2, estimate_with_other, "step")):
+        assert_same(found, truth)
+    for one in job(2, estimate_with_other, "scale"):
+        assert one.error is not None
+        assert re.search(r"rank 1 differs from rank 0: checksum of scale \d+ for", one.error[1])
+
+
 # What goes wrong in one process ends in an error in all.
 
 
@@ -399,7 +521,7 @@ def go_wrong(how: str) -> None:
         asked["forward"] = _forward
     before = {name: t.clone() for name, t in model.state_dict().items()}
     try:
-        with over(timeout=3 if how == "hang" else 20):
+        with over(timeout=3 if how == "hang" or how.endswith(" at a layer") else 20):
             adaptkit.estimate(model, batches, **asked)
     finally:
         assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
@@ -497,7 +619,52 @@ def test_a_process_that_hangs_is_named() -> None:
 def test_a_process_that_hangs_at_a_layer_is_named() -> None:
     first, _ = job(2, go_wrong, "hang at a layer", timeout=3)
     assert first.error is not None
-    assert first.error == ("DistributedError", "rank 1 gave no answer in time")
+    assert first.error[0] == "DistributedError"
+    assert "rank 1 gave no sign of life for 3 s" in first.error[1]
+
+
+class _Slow(nn.Module):
+    """Takes its time in all processes but the first."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds * dist.get_rank())
+        return x
+
+
+def estimate_slowly() -> Flat:
+    slow = nn.Sequential(_Slow(0.2), nn.BatchNorm2d(3), _Slow(0.4), nn.BatchNorm2d(3))
+    own = images()[dist.get_rank() :: 2]
+    with over(timeout=2):
+        return flat(adaptkit.estimate(slow, list(own.split(3)), forward=_forward))
+
+
+@pytest.mark.slow
+def test_who_is_at_work_between_two_layers_is_waited_for() -> None:
+    fast = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    truth = flat(adaptkit.estimate(fast, [images()]))
+    for found in values(job(2, estimate_slowly, timeout=2.5)):  # shorter than the second stretch
+        assert_same(dict(zip(truth, found.values(), strict=True)), truth)
+
+
+def fail_and_begin_anew(store: str) -> int:
+    with over(timeout=0.5) as before:
+        before.gather("")
+        if before.rank == 0:
+            with pytest.raises(DistributedError, match="rank 1 gave no sign of life"):
+                before.gather("the other one does not come here")
+    dist.destroy_process_group()
+    again = dist.FileStore(store, 2)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=again, rank=before.rank, world_size=2)
+    with over(timeout=3):
+        return adaptkit.estimate(net(), [images()]).samples
+
+
+def test_a_new_group_knows_nothing_of_one_that_failed(tmp_path: Path) -> None:
+    assert values(job(2, fail_and_begin_anew, str(tmp_path / "store"))) == [2 * N] * 2
 
 
 def no_data_at_all() -> None:

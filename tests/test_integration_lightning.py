@@ -353,10 +353,10 @@ def test_a_module_without_forward_needs_one(lightning: Setting) -> None:
     torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=1e-6)
 
 
-def test_a_sharding_strategy_is_refused(either: Setting) -> None:
+def test_deepspeed_is_refused(either: Setting) -> None:
     trainer, module = either.trainer(), either.Module()
-    trainer.strategy.__class__ = type("MyFSDP", (either.pl.strategies.FSDPStrategy,), {})
-    with pytest.raises(EstimationError, match=r"MyFSDP shards .* strategy='ddp'"):
+    trainer.strategy.__class__ = type("Mine", (either.pl.strategies.DeepSpeedStrategy,), {})
+    with pytest.raises(EstimationError, match=r"Mine may deal .* strategy='ddp'"):
         either.AdaBNCallback().on_predict_start(trainer, module)
 
 
@@ -377,11 +377,12 @@ def test_without_the_package_it_says_what_to_install(
 
 
 @pytest.mark.slow
-def test_two_processes_adapt_to_all_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "model_parallel"])
+def test_two_processes_adapt_to_all_samples(tmp_path: Path, strategy: str) -> None:
     """Each holds the statistics of the whole data set, whichever share of it is its own."""
     script = Path(lightning_ddp.__file__)
     run = subprocess.run(
-        [sys.executable, script, tmp_path],
+        [sys.executable, script, tmp_path, strategy],
         capture_output=True,
         text=True,
         timeout=240,

@@ -204,7 +204,7 @@ def test_a_pass_that_had_ended_is_not_repeated(tmp_path: Path) -> None:
         net(), DataLoader(data, batch_size=64), mode="stream", samples=1400, resume=resume
     )
     assert plain(first) == plain(again)
-    assert (data.read, resume.went_on) == (9, first.samples)  # nine, to tell the data
+    assert (data.read, resume.went_on) == (18, first.samples)  # nine twice, to tell the data
     resume.remove()
     assert names(tmp_path) == []
 

@@ -14,6 +14,7 @@ from adaptkit.architectures import build
 from adaptkit.checkpoint import archive, files, fit
 from adaptkit.checkpoint.checkpoint import Checkpoint
 from adaptkit.checkpoint.content import FORMAT, STATE_DICT, Content
+from adaptkit.distributed.sharded import is_dealt_out
 from adaptkit.errors import CheckpointError, OutputError
 from adaptkit.exact import same_values
 from adaptkit.files import check_outputs, write_files
@@ -65,9 +66,14 @@ def save_checkpoint(
         OutputError: `path` exists, is that of `like`, cannot be written, or its kind of file
             cannot hold what `like` holds.
         CheckpointError: the model does not fit `arch` or `like`, its values do not fit the dtypes
-            of `like`, or `arch_kwargs` or `adapted` hold what JSON cannot.
+            of `like`, or `arch_kwargs` or `adapted` hold what JSON cannot; or FSDP deals it out.
     """
     path = Path(path)
+    if is_dealt_out(model):
+        raise CheckpointError(
+            "a model that FSDP deals out over processes is in none of them to be saved: let the "
+            "first one put the statistics into a whole one, statistics.apply(model), and save that"
+        )
     if like is None:
         check_outputs([path], force=force)
         write_files(

@@ -1,9 +1,9 @@
 """Waiting for the other processes, with patience for slow ones and none for those that hang."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from torch.distributed.distributed_c10d import Store
 
@@ -17,7 +17,10 @@ _POLL = 0.002, 0.1  # seconds between two looks, at first and at most
 _BEAT = 0.5  # seconds between two signs of life
 _WORD = 2.0  # seconds in which the others say that they live, once something failed
 
-_meetings: Counter[str] = Counter()  # of each group so far: the same number on all its processes
+# Of each group so far, by its store, as a new group may have the name of one that failed: the same
+# number on all its processes.
+_meetings: WeakKeyDictionary[Store, int] = WeakKeyDictionary()
+_last_beat: WeakKeyDictionary[Store, float] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,7 @@ class Meeting:
         """
         if self.store is None:
             return
-        _meetings[self.name] += 1
-        number = _meetings[self.name]
+        number = _meetings[self.store] = self._meetings() + 1
         keys = [self._key(f"met/{number}", rank) for rank in range(self.size)]
         absent = list(range(self.size))
         try:
@@ -85,9 +87,9 @@ class Meeting:
     def beat(self) -> None:
         """Show a sign of life; to be called often during long work, it costs next to nothing."""
         now = time.monotonic()
-        if self.store is None or now - _last_beat.get(self.name, 0.0) < _BEAT:
+        if self.store is None or now - _last_beat.get(self.store, 0.0) < _BEAT:
             return
-        _last_beat[self.name] = now
+        _last_beat[self.store] = now
         try:
             self.store.set(self._key("beat", self.rank), f"{now}")
         except RuntimeError as error:
@@ -99,7 +101,7 @@ class Meeting:
         try:
             if self.store is None:
                 raise RuntimeError
-            keys = [self._key(f"alive/{_meetings[self.name]}", rank) for rank in range(self.size)]
+            keys = [self._key(f"alive/{self._meetings()}", rank) for rank in range(self.size)]
             self.store.set(keys[self.rank], "")
             end = time.monotonic() + _WORD
             while time.monotonic() < end and not self.store.check(keys):
@@ -134,9 +136,10 @@ class Meeting:
         Raises:
             DistributedError: the group has no store.
         """
-        store, key = self.store, self._key(f"dealt/{_meetings[self.name]}", 0)
+        store = self.store
         if store is None:
             raise DistributedError("the process group has no store to deal work out by")
+        key = self._key(f"dealt/{self._meetings()}", 0)
 
         def next_one() -> int:
             try:
@@ -146,6 +149,9 @@ class Meeting:
 
         return next_one
 
+    def _meetings(self) -> int:
+        return 0 if self.store is None else _meetings.get(self.store, 0)
+
     def _sign(self, rank: int) -> bytes:
         assert self.store is not None  # noqa: S101  `wait` has looked
         key = self._key("beat", rank)
@@ -153,9 +159,6 @@ class Meeting:
 
     def _key(self, what: str, rank: int) -> str:
         return f"adaptkit/{self.name}/{what}/{rank}"
-
-
-_last_beat: dict[str, float] = {}
 
 
 def _ranks(ranks: Sequence[int]) -> str:

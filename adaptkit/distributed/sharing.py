@@ -1,26 +1,18 @@
 """Which of a loader's samples fall to which process: each to exactly one."""
 
-import hashlib
-import os
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from adaptkit.distributed.likeness import Likeness, likeness
 from adaptkit.distributed.world import World
-from adaptkit.errors import AdaptkitError, DataError, DistributedError
-from adaptkit.loaders import HasSubset, Named, Skips, indices_of, narrowed
-
-_LOOKED_AT = 8  # samples beside the first that show whether two data sets are the same
+from adaptkit.errors import DataError, DistributedError
+from adaptkit.loaders import HasSubset, Skips, indices_of, narrowed
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,14 @@ class Whole:
 
         A DistributedSampler stands for its whole data set, without what it repeats or drops. Two
         data sets count as the same if they are as long and nine samples, from the first to the
-        last, are equal; otherwise each process's loader holds samples of its own.
+        last, are equal; otherwise each process's loader holds samples of its own. Of one data set
+        that samplers of the user's own choose from, what the first process's draws is dealt out, if
+        it is weighted or all draw the same in any order; what no two of them choose is each one's
+        own.
+
+        Raises:
+            DistributedError: it cannot be told what is to count once, of samplers that choose some
+                of the same samples, or of samples that are otherwise whenever they are read.
         """
         if world.size == 1:
             held = indices_of(loader, seed)
@@ -51,7 +50,7 @@ class Whole:
         every = world.together(lambda: _Look.at(loader, seed))
         here = every[world.rank]
         sampled = all(look.sampled is not None for look in every)
-        if sampled and len({look.digest for look in every}) > 1:
+        if sampled and len({look.like.digest for look in every}) > 1:
             raise DistributedError(
                 "the processes' samplers are distributed ones, over data sets that are not the "
                 "same: give each process a plain loader of its own data"
@@ -64,8 +63,18 @@ class Whole:
         counts = [look.count for look in every if look.count is not None]
         if len(counts) < world.size:
             return cls(None, False, None)
-        same = len({(look.count, look.digest) for look in every}) == 1
-        return cls(counts, same, here.chosen)
+        if len({look.like.digest for look in every}) > 1:
+            return cls(counts, False, here.chosen)
+        if not all(look.like.sure for look in every):
+            raise DistributedError(
+                "cannot tell whether the processes' data sets are the same one, as samples come "
+                "out otherwise each time they are read: give each process a DistributedSampler "
+                "over the one, or an iterator over its own"
+            )
+        whole = _chosen([look.chosen or () for look in every], weighted=every[0].weighted)
+        if whole is None:
+            return cls(counts, False, here.chosen)
+        return cls([len(whole)] * world.size, True, whole)
 
     @property
     def total(self) -> int | None:
@@ -154,89 +163,67 @@ class _Look:
     """What a process tells the others of its loader.
 
     Args:
+        like: of its data set.
         count: of samples; None where it cannot be known.
-        digest: of a few of them.
-        chosen: their indices, where a sampler of somebody else's chose them.
+        chosen: their indices; None as before.
         sampled: the indices that a DistributedSampler gives this process, all for torch's own.
+        weighted: whether they are drawn by torch's WeightedRandomSampler.
     """
 
+    like: Likeness
     count: int | None = None
-    digest: str = ""
     chosen: Sequence[int] | None = None
     sampled: Sequence[int] | None = None
+    weighted: bool = False
 
     @classmethod
     def at(cls, loader: Iterable[Any], seed: int) -> "_Look":
         """Look at a loader of this process."""
-        sampler = _distributed(loader)
+        samplers = _samplers(loader)
+        sampler = next((s for s in samplers if isinstance(s, DistributedSampler)), None)
         if sampler is not None:
             data: Any = loader.dataset  # type: ignore[attr-defined]
             torchs = type(sampler) is DistributedSampler
-            digest = digest_of(loader, range(len(data)))
+            like = likeness(loader, range(len(data)))
             sampled = range(len(data)) if torchs else [int(i) for i in sampler]
-            return cls(digest=digest, sampled=sampled)
+            return cls(like, sampled=sampled)
         indices = indices_of(loader, seed)
         if indices is None:
-            return cls()
-        every = range(len(indices))
-        chosen = every if indices == list(every) else indices
-        return cls(len(indices), digest_of(loader, indices), chosen)
+            return cls(Likeness(""))
+        every = range(len(loader.dataset))  # type: ignore[attr-defined]
+        return cls(
+            likeness(loader, every),
+            len(indices),
+            every if indices == list(every) else indices,
+            weighted=any(isinstance(s, WeightedRandomSampler) for s in samplers),
+        )
 
 
-def _distributed(loader: Iterable[Any]) -> Any:
-    """Return a loader's DistributedSampler, torch's own or one derived from it; None without."""
+def _samplers(loader: Iterable[Any]) -> list[Sampler[Any] | Iterable[Any]]:
+    """Return the samplers that may choose a loader's samples, one by one."""
     if not isinstance(loader, DataLoader) or isinstance(loader, HasSubset):
-        return None
+        return []
     if type(loader.batch_sampler) is not BatchSampler:  # which batches by some rule of its own
+        return []
+    return [loader.batch_sampler.sampler, loader.sampler]
+
+
+def _chosen(choices: Sequence[Sequence[int]], *, weighted: bool) -> Sequence[int] | None:
+    """Return what processes choose of one data set together; None if each has a part of its own.
+
+    >>> _chosen([[0, 2, 4], [1, 3, 0]], weighted=False)  # the last one is there to fill up
+    [0, 1, 2, 3, 4]
+    """
+    first = choices[0]
+    if weighted or all(choice == first or sorted(choice) == sorted(first) for choice in choices):
+        return first
+    union = set().union(*choices)
+    twice = sum(len(set(choice)) for choice in choices) - len(union)
+    if not twice:
         return None
-    samplers = (loader.batch_sampler.sampler, loader.sampler)
-    return next((s for s in samplers if isinstance(s, DistributedSampler)), None)
-
-
-def digest_of(loader: Any, indices: Sequence[int]) -> str:
-    """Return a digest of a loader's indices, and of its samples' names, or of some samples."""
-    last = len(indices) - 1
-    few = (
-        sorted({indices[last * i // _LOOKED_AT] for i in range(_LOOKED_AT + 1)}) if indices else []
+    if twice < len(choices):  # as samplers repeat some to give all as many
+        return sorted(union)
+    raise DistributedError(
+        f"the processes' samplers choose {twice} of the same samples of one data set: seed them "
+        f"alike, so that all draw the same, or give each process a DistributedSampler"
     )
-    digest = hashlib.sha256(np.asarray(indices, dtype=np.int64).tobytes())
-    if isinstance(loader, Named):  # an image that one machine cannot read is still the same one
-        digest.update("\0".join(loader.names()).encode(errors="surrogateescape"))
-        return digest.hexdigest()
-    with _seeded():
-        for index in few:
-            try:
-                for leaf in tree_leaves(loader.dataset[index]):
-                    digest.update(_bytes(leaf))
-            except (AdaptkitError, OSError, RuntimeError, ValueError) as error:
-                digest.update(str(error).encode())  # whoever reads it will say so
-    return digest.hexdigest()
-
-
-def _bytes(leaf: Any) -> bytes:
-    """Return what tells a piece of a sample from another."""
-    if isinstance(leaf, torch.Tensor):
-        array = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return str((leaf.dtype, leaf.shape)).encode() + array.numpy().tobytes()
-    if isinstance(leaf, np.ndarray):
-        return str((leaf.dtype, leaf.shape)).encode() + np.ascontiguousarray(leaf).tobytes()
-    if hasattr(leaf, "tobytes"):  # an image of PIL
-        return bytes(leaf.tobytes())
-    if leaf is None or isinstance(leaf, (str, int, float, complex, bytes, PurePath)):
-        return repr(leaf).encode()
-    return os.urandom(16)  # of a kind that cannot be compared: not the same, as far as is known
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Let samples that are changed at random come out alike; afterwards all is as it was."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

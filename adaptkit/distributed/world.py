@@ -54,6 +54,15 @@ class World:
             dist.all_reduce(total, group=self.group)
         return total.to(values.device)
 
+    def meet(self) -> None:
+        """Wait until every process has come here, as long as they show signs of life.
+
+        Raises:
+            DistributedError: a process showed none for `timeout` seconds.
+        """
+        if self.group is not None:
+            self.meeting.wait()
+
     def gather(self, value: T) -> list[T]:
         """Return what every process gave, in the order of ranks; it has to be picklable.
 
@@ -150,6 +159,10 @@ class World:
         """
         return len(range(self.rank, count, self.size))
 
+    def apart(self) -> "World":
+        """Return a world of this process by itself, which shows signs of life to the others."""
+        return World(outer=self.outer or self)
+
     def beat(self) -> None:
         """Show a sign of life, for those who wait; the one method that is not collective."""
         joined = self.outer or self
@@ -236,8 +249,7 @@ def alone() -> Iterator[None]:
 
     For what one rank does without the others, or each on data of its own.
     """
-    outer = world()
-    token = _chosen.set(World(outer=outer.outer or outer))
+    token = _chosen.set(world().apart())
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """That several processes estimate the same thing: the same code, model and arguments."""
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from adaptkit import __version__, norms
 from adaptkit.distributed import World
-from adaptkit.errors import EstimationError
 from adaptkit.estimation.statistics import Statistics
 
 
@@ -19,23 +18,44 @@ def agree(
     """Make sure that all processes have the same code, model and arguments.
 
     What the norm layers store need not be the same: training leaves each process of a job with its
-    own, and the first one's are taken (`take_first`).
+    own, and the first one's are taken (`take_first`). Of other buffers those have to be the same
+    that a forward reads (`agree_on_buffers`).
 
     Raises:
         DistributedError: they have not; it names what differs.
-        EstimationError: the model's parameters are themselves dealt out over processes.
+        ModelError: the model's parameters are dealt out over processes, and not by FSDP.
     """
     if world.size == 1:
         return
-    with world.united():
+    with world.united(), norms.evaluating(model):
         facts = {
             "adaptkit": __version__,
             "torch": torch.__version__,
             **{name: repr(value) for name, value in arguments.items()},
             "layers": ", ".join(layers),
-            **_checksums(model),
+            **_checksums(dict(model.named_parameters())),
         }
     world.agree(facts, "start all with the same code, checkpoint and arguments")
+
+
+def agree_on_buffers(world: World, model: nn.Module, read: Collection[str]) -> None:
+    """Make sure that buffers of these names are the same, but for what norm layers store.
+
+    Raises:
+        DistributedError: they are not; it names which.
+    """
+    stored = {
+        f"{name}.{buffer}".lstrip(".")
+        for name in norms.norm_layers(model)
+        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    names = sorted(set(read) - stored)
+    if names and world.size > 1:
+        world.agree(
+            _checksums({name: model.get_buffer(name) for name in names}),
+            "the forward pass reads these buffers, so start all with the same checkpoint, or "
+            "torch.distributed.broadcast them",
+        )
 
 
 def take_first(
@@ -66,23 +86,13 @@ def neighbours(world: World, where: torch.device) -> int:
     return world.gather(here).count(here)
 
 
-def _checksums(model: nn.Module) -> dict[str, int]:
-    """Return name -> a checksum of a tensor's bytes; the same on every device."""
-    statistics = {
-        f"{name}.{buffer}".lstrip(".")
-        for name in norms.norm_layers(model)
-        for buffer in ("running_mean", "running_var", "num_batches_tracked")
+def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return a checksum of each tensor's bytes; the same on every device."""
+    found = {
+        f"checksum of {name}": _checksum(tensor)
+        for name, tensor in tensors.items()
+        if tensor.layout is torch.strided and not tensor.is_quantized and tensor.numel()
     }
-    found = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if hasattr(tensor, "device_mesh"):
-            raise EstimationError(
-                f"{name} is dealt out over processes (FSDP, DTensor), and estimation needs a whole "
-                f"model in each: gather its state dict and load that into a plain model"
-            )
-        plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.numel()
-        if name not in statistics and plain:
-            found[f"checksum of {name}"] = _checksum(tensor)
     return {name: int(value) for name, value in found.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Forward, call, inputs_of, to_device
 from adaptkit.distributed import world
 from adaptkit.errors import EstimationError
@@ -98,6 +98,7 @@ def certify(
             hook = layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
             undo.callback(hook.remove)
         undo.enter_context(norms.evaluating(model))
+        undo.enter_context(heap.kept(where))
         undo.enter_context(torch.no_grad())
         undo.enter_context(autocast(precision, where))
         pieces = (to_device(b if forward else inputs_of(b), where) for b in drawn)

@@ -1,7 +1,7 @@
 """Exact statistics in one forward: every micro-batch waits at each norm layer for the others."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ def lockstep(
     visits: int | None = None,
     merge: Merge | None = None,
     owned: Collection[str] = (),
+    watched: Callable[[Iterator[Any]], Iterator[Any]] = iter,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Moments]:
     """Return each layer's moments over all micro-batches, upstream layers using their own new ones.
@@ -65,6 +66,7 @@ def lockstep(
             or None at the end. By default there is this process only.
         owned: layers whose input nothing else reads. Those of torch's own BatchNorm normalise in
             place: fresh memory costs more than the arithmetic.
+        watched: passes on the micro-batches of each stretch, one by one.
         progress: called with the number of layers done.
 
     Raises:
@@ -103,7 +105,7 @@ def lockstep(
         def stretch() -> tuple[str, Moments] | None:
             if failed:
                 raise failed[0]
-            arrivals = _advance(running)
+            arrivals = _advance(watched(iter(running)))
             if not arrivals:
                 return None
             name = arrivals[0].layer
@@ -131,7 +133,7 @@ def lockstep(
     return found
 
 
-def _advance(coroutines: Sequence[Coroutine[_Arrival]]) -> list[_Arrival]:
+def _advance(coroutines: Iterable[Coroutine[_Arrival]]) -> list[_Arrival]:
     """Let each run to its next norm layer; [] once all have ended."""
     arrivals = [coroutine.resume() for coroutine in coroutines]
     names = [a.layer if a else None for a in arrivals]

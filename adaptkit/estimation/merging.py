@@ -1,5 +1,7 @@
 """Lockstep over several processes: their moments merge at every norm layer, in one all-reduce."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +14,13 @@ from adaptkit.errors import EstimationError
 from adaptkit.estimation.lockstep import Stretch
 from adaptkit.moments import Moments
 
+# Seconds between two layers, above which the processes meet before the next all-reduce: that fails
+# after a fixed time, and a meeting, of a few milliseconds, waits for whoever is still at work.
+_LONG = 1.0
 _FAR = 100.0  # standard deviations of a mean from the center of its sums: see Moments.of_sums
 
 
-@dataclass(frozen=True)
+@dataclass
 class Merging:
     """What `lockstep` merges with.
 
@@ -27,12 +32,14 @@ class Merging:
         layers: name -> module, the same on all processes.
         order: of the visits.
         idle: whether this process has no data.
+        seconds: that all processes together were at work between the last two layers.
     """
 
     world: World
     layers: Mapping[str, nn.Module]
     order: Sequence[str]
     idle: bool
+    seconds: float = math.inf
 
     def __call__(self, visit: int, stretch: Stretch) -> tuple[str, Moments] | None:
         """Let this process's micro-batches run to a visit, and return the moments of all."""
@@ -40,14 +47,18 @@ class Merging:
             self.world.check(self._end(stretch))
             return None
         name = self.order[visit]
+        start = time.monotonic()
         here, failure = self._run(name, stretch)
+        took = time.monotonic() - start
         within = norms.averages_instances(self.layers[name])
         center = _center(self.layers[name])
         if here is None:
             here = Moments.empty(len(center), device=center.device)
-        found = self._merged(here, center, failure, within)
+        if self.seconds > _LONG:
+            self.world.meet()
+        found = self._merged(here, center, failure, within, took)
         if bool(((found.mean - center).square() * found.weight > _FAR**2 * found.m2).any()):
-            found = self._merged(here, found.mean, None, within)
+            found = self._merged(here, found.mean, None, within, took)
         return name, found
 
     def _run(self, name: str, stretch: Stretch) -> tuple[Moments | None, Exception | None]:
@@ -72,13 +83,19 @@ class Merging:
         return EstimationError(f"batches pass norm layer {step[0]!r}, which the first ones did not")
 
     def _merged(
-        self, here: Moments, center: Tensor, failure: Exception | None, within: bool
+        self,
+        here: Moments,
+        center: Tensor,
+        failure: Exception | None,
+        within: bool,
+        seconds: float,
     ) -> Moments:
-        failed = center.new_tensor([float(failure is not None)])
-        total = self.world.sum(torch.cat([failed, here.sums(center)]))
-        if total[0]:
+        own = center.new_tensor([float(failure is not None), seconds])
+        total = self.world.sum(torch.cat([own, here.sums(center)]))
+        failed, self.seconds = total[:2].tolist()
+        if failed:
             self.world.check(failure)
-        return Moments.of_sums(total[1:], center, within=within)
+        return Moments.of_sums(total[2:], center, within=within)
 
 
 def _center(layer: nn.Module) -> Tensor:

@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,12 +23,14 @@ class Probe:
         waiting: bytes alive at the norm layer where most are: what a suspended forward holds.
         running: bytes alive at the worst moment of all.
         owned: the layers whose input nothing else reads, before or after: it may be overwritten.
+        read: the model's buffers that the forward reads.
     """
 
     visits: tuple[str, ...]
     waiting: int
     running: int
     owned: frozenset[str]
+    read: frozenset[str]
 
 
 def probe(
@@ -40,7 +42,7 @@ def probe(
     """Run `batch` through a model in eval mode, with the statistics that it has, and watch."""
     visits: list[str] = []
     waiting = [0]
-    live = _LiveBytes([*model.parameters(), *model.buffers()])
+    live = _LiveBytes(model)
 
     def before(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         visits.append(name)
@@ -58,22 +60,29 @@ def probe(
         with torch.no_grad(), live:
             forward(model, batch)
     once = {name for name in visits if visits.count(name) == 1}
-    return Probe(tuple(visits), max(waiting), live.peak, frozenset(once - live.shared))
+    return Probe(
+        tuple(visits), max(waiting), live.peak, frozenset(once - live.shared), frozenset(live.read)
+    )
 
 
 class _LiveBytes(TorchDispatchMode):
     """Count the bytes of the tensors that operations made and that are still alive.
 
-    Works alike on every device: it looks at storages, not at an allocator. What is made of `fixed`
-    tensors alone, as weights that autocast converts, does not count: there is one for all samples.
-    Also notes the norm
-    layers whose input is `shared`: read by an operation outside of the layer after it came there,
-    or not made by an operation in this forward.
+    Works alike on every device: it looks at storages, not at an allocator. What is made of a
+    model's tensors alone, as weights that autocast converts, does not count: there is one for all
+    samples. Also notes the norm layers whose input is `shared`: read by an operation outside of the
+    layer after it came there, or not made by an operation in this forward; and the model's buffers
+    that any operation has `read`.
     """
 
-    def __init__(self, fixed: Iterable[Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._fixed = WeakIdKeyDictionary(dict.fromkeys(_storages(list(fixed)), True))
+        fixed = _storages([*model.parameters(), *model.buffers()])
+        self._fixed = WeakIdKeyDictionary(dict.fromkeys(fixed, True))
+        self._buffers = WeakIdKeyDictionary(
+            {storage: name for name, b in model.named_buffers() for storage in _storages(b)}
+        )
+        self.read: set[str] = set()
         self.now = self.peak = 0
         self.shared: set[str] = set()
         self._known = WeakIdKeyDictionary()  # storage -> whether it was made in this forward
@@ -85,6 +94,8 @@ class _LiveBytes(TorchDispatchMode):
     ) -> Any:
         for storage in _storages((args, kwargs)):
             self._known.setdefault(storage, False)
+            if storage in self._buffers:
+                self.read.add(self._buffers[storage])
             if not self._inside and storage in self._inputs:
                 self.shared.add(self._inputs[storage])
         fixed = [storage in self._fixed for storage in _storages((args, kwargs))]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adaptkit import __version__
 from adaptkit.distributed import World, world
-from adaptkit.distributed.sharing import digest_of
+from adaptkit.distributed.likeness import likeness
 from adaptkit.errors import OutputError
 from adaptkit.estimation.place import Place, Track, check_enterable
 from adaptkit.files import check_outputs, remove_file
@@ -197,7 +197,8 @@ def _checksum(model: nn.Module) -> str:
     """Return a digest of all that a model holds, on whichever device."""
     digest = hashlib.sha256()
     for name, value in (*model.named_parameters(), *model.named_buffers()):
-        plain = value.detach().cpu().contiguous()
+        # A copy, since FSDP frees the memory of parameters, and what numpy has seen is not freed.
+        plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
@@ -206,7 +207,7 @@ def _checksum(model: nn.Module) -> str:
 def _of_data(loader: Any) -> str:
     if hasattr(loader, "fingerprint"):
         return str(loader.fingerprint())[:12]
-    return digest_of(loader, range(len(loader.dataset)))[:12]
+    return likeness(loader, range(len(loader.dataset))).digest[:12]
 
 
 def _moments(values: Tensor, count: int, weight: float, samples: int, within: bool) -> Moments:

@@ -1,7 +1,6 @@
 """The public way to statistics: choose the samples, then run them, together or piece by piece."""
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Forward, call, device_of, inputs_of, to_device
 from adaptkit.device import resolve_device
 from adaptkit.distributed import ALONE, World, world
+from adaptkit.distributed.sharded import copied
 from adaptkit.errors import EstimationError, few
-from adaptkit.estimation import heap
-from adaptkit.estimation.agreement import agree, neighbours, take_first
+from adaptkit.estimation.agreement import agree, agree_on_buffers, neighbours, take_first
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.merging import Merging
@@ -80,7 +79,10 @@ def estimate(
     Args:
         model: with BatchNorm layers or others that store data-set statistics.
         loader: yields tensors, (tensor, label) pairs or dicts with an image; labels are not read.
-            A DataLoader over a data set that can be indexed is read in an order of our own.
+            A DataLoader over a data set that can be indexed is read in an order of our own. Of
+            several processes each reads its part of a data set that all have, of which their
+            samplers have to draw the same (one that is weighted: as in the first process); of
+            anything else each process's loader is its own part.
         mode: "exact" holds the whole sample's activations at one layer at a time; "stream" holds
             256 samples, each such chunk normalised by its own statistics, and pools the moments:
             an approximation, for more samples than memory holds.
@@ -125,6 +127,7 @@ def estimate(
             channel only or values that are not finite, batches pass different layers, or an
             argument is out of its range.
         DataError: a batch is of a form that only `forward` could handle.
+        ModelError: as `adaptkit.adapt`.
         OutputError: the file to resume from cannot be used, or was made from something else: it
             names what differs.
 
@@ -165,7 +168,7 @@ def estimate(
         file = resume if isinstance(resume, Resume) else Resume(resume)
         alike |= {"memory": memory, "forward": forward, "weight": weight}
         alike["layers"] = list(chosen_layers)
-        with together.united():
+        with together.united(), norms.evaluating(model):
             ledger = Ledger(file, model, batches, alike, where, seed, dropped)
         batches = ledger.track.raw()
         file.went_on = sum(together.gather(ledger.held.passed))
@@ -275,14 +278,14 @@ class Engine:
         if any(self.world.gather(sample.count)):
             seen, limit = self.look(sample)
         else:  # all had passed when it was stopped
-            seen, limit = Probe((), 0, 0, frozenset()), 0
+            seen, limit = Probe((), 0, 0, frozenset(), frozenset()), 0
         chunk = max(2, min(STREAM_CHUNK, limit))
         if ledger:
             chunk, self.rows = ledger.sized(self.world, chunk, self.rows)
         fewest = 2 if self.world.size > 1 else 1
 
         def part() -> tuple[dict[str, Moments], int]:
-            alone = replace(self, world=ALONE)
+            alone = replace(self, world=self.world.apart())
             with ledger.kept() if ledger else contextlib.nullcontext():
                 own, count = alone._streamed(sample, seen, chunk, total, fewest, ledger)
             return {name: moments.to("cpu") for name, moments in own.items()}, count
@@ -346,6 +349,8 @@ class Engine:
             raise EstimationError(
                 "no sample passed a norm layer with statistics: does forward= use the model?"
             )
+        read = {name for probe in every if probe for name in probe.read}
+        agree_on_buffers(self.world, self.model, read)
         layouts = self.world.gather(sample.layout == torch.contiguous_format)
         if any(layouts):  # of one that has data
             sample.lay_out(torch.contiguous_format)
@@ -399,6 +404,7 @@ class Engine:
                 settle=self._blended(count / (count + prior)),
                 merge=None if alone else merging,
                 owned=() if self._watched() else seen.owned,
+                watched=self.world.watched,
                 # A layer that the probe did not pass may still come for other samples.
                 visits=len(seen.visits) if all_passed else None,
                 progress=report and (lambda done: report("estimating", done, len(self.layers))),
@@ -469,7 +475,7 @@ def prepared(
         )
     where = device_of(model) if device is None else resolve_device(device)
     if where != device_of(model):
-        model = copy.deepcopy(model).to(where)
+        model = copied(model).to(where)
     layers = norms.norm_layers(model, select)
     if not layers:
         raise EstimationError("layers= chooses none of the model's norm layers")

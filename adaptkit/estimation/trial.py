@@ -1,19 +1,18 @@
 """A sample in memory, on which a model is tried with one set of statistics after another."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptkit import norms
+from adaptkit import heap, norms
 from adaptkit.batches import Forward, call
 from adaptkit.distributed import World, world
 from adaptkit.errors import EstimationError
-from adaptkit.estimation import heap
 from adaptkit.estimation.agreement import agree
 from adaptkit.estimation.lockstep import Settle, as_found, lockstep
 from adaptkit.estimation.precision import Precision
@@ -24,6 +23,8 @@ from adaptkit.estimation.statistics import Statistics
 from adaptkit.features import NoFeaturesError, Tap
 from adaptkit.loaders import weight_of
 from adaptkit.moments import Moments
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,13 @@ class Trial:
         together = world()
         weight = weight or weight_of(loader)
         with together.united():
-            wanted = checked(samples=samples, on_bad=on_bad, prior=prior)
+            wanted = self._wanted = checked(samples=samples, on_bad=on_bad, prior=prior)
             self.model, self.layers, self._where = prepared(model, layers, device)
         alike = {"samples": samples, "prior": prior, "seed": seed, "on_bad": on_bad}
         agree(together, self.model, self.layers, alike | {"precision": precision})
         self.stored = {name: norms.read(layer) for name, layer in self.layers.items()}
-        self._forward, self._prior, self._keep = forward or call, prior, keep
+        self._forward, self.prior, self._keep = forward or call, prior, keep
+        self._known: dict[Hashable, Any] = {}
         chosen = draw(loader, wanted, seed, together, weight)
         dropped: list[int] = []
         self._sample = Sample(
@@ -139,10 +141,27 @@ class Trial:
     def __len__(self) -> int:
         return self._sample.count
 
+    def covers(self, samples: int | Literal["all"] | None) -> bool:
+        """Whether its sample is what `estimate` would draw of the loader for so many."""
+        wanted = checked(samples=samples)
+        if self._limited:
+            return False
+        if wanted == self._wanted:
+            return True
+        least = min((n for n in (wanted, self._wanted) if n is not None), default=0)
+        return self._available is not None and self._available <= least
+
     @property
     def batches(self) -> Sequence[Any]:
         """The sample, as the model takes it."""
         return self._sample.micro_batches(self._engine.rows)
+
+    def once(self, key: Hashable, run: Callable[[], T]) -> T:
+        """Return what `run` gives, or gave when it was first asked for under this key."""
+        if key not in self._known:
+            self._known[key] = run()
+        found: T = self._known[key]
+        return found
 
     def source(self, name: str, _: Moments) -> tuple[Tensor, Tensor]:
         """Settle a layer on what it stores: a run of the model as it is."""
@@ -173,7 +192,7 @@ class Trial:
 
         def noted(name: str, moments: Moments) -> tuple[Tensor, Tensor]:
             found = (settle or as_found)(name, moments)
-            share = len(self) / (len(self) + self._prior)
+            share = len(self) / (len(self) + self.prior)
             settled[name] = self.stored[name].towards(*found, share)
             return settled[name]
 
@@ -184,7 +203,13 @@ class Trial:
             Tap(self.model) as tap,
         ):
             moments = lockstep(
-                self.model, self.layers, batches, forward, weight=weight, settle=noted
+                self.model,
+                self.layers,
+                batches,
+                forward,
+                weight=weight,
+                settle=noted,
+                watched=world().watched,
             )
             try:
                 features = tap.take_all(len(self))

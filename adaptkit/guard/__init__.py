@@ -4,7 +4,7 @@ from adaptkit.guard.calibration import Calibration, calibrate
 from adaptkit.guard.class_features import ClassFeatures
 from adaptkit.guard.class_mix import ClassMix
 from adaptkit.guard.class_moments import ClassMoments, class_moments
-from adaptkit.guard.decide import decide, decided_statistics
+from adaptkit.guard.decide import decide, decided_statistics, guarded_statistics
 from adaptkit.guard.decision import Decision
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "class_moments",
     "decide",
     "decided_statistics",
+    "guarded_statistics",
 ]

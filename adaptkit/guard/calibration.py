@@ -139,6 +139,7 @@ def calibrate(
         def seen(net: nn.Module, batch: Any) -> Any:
             nonlocal tap
             output = (forward or call)(net, batch)
+            watch.take()
             logits.append(logits_of(output).detach().cpu().double())
             labels.append(_labels(batch))
             places.append(places_of(batch))

@@ -29,8 +29,8 @@ from adaptkit.guard.uncalibrated import (
     TYPICAL_IMAGES,
     decide_uncalibrated,
 )
-from adaptkit.guard.view import View, logits_alone
-from adaptkit.guard.ways import Corrected, Full, Source
+from adaptkit.guard.view import logits_alone
+from adaptkit.guard.ways import Corrected, Full, Source, Way
 
 SAMPLES = 256  # to decide on: some thirty forwards, and shares within three points
 
@@ -107,26 +107,69 @@ def decide(
         progress=progress,
         keep=logits_alone,
     )
-    together = world()
-    with together.united():
-        found = _decided(trial, calibration, shares)
-    return together.first(found)
+    return _decided(trial, calibration, shares)
+
+
+def guarded_statistics(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    calibration: Calibration | None = None,
+    shares: Tensor | Sequence[float] | None = None,
+    samples: int | Literal["all"] | None = None,
+    tolerance: float | None = None,
+    mode: Literal["exact", "stream"] = "exact",
+    resume: str | Path | Resume | None = None,
+    **options: Any,
+) -> tuple[Decision, Statistics, Statistics | None]:
+    """Decide, and estimate the statistics that were chosen.
+
+    As `decide` and then `decided_statistics`; where both take the same samples, what was run to
+    decide is not run again.
+
+    Args:
+        model: left as it is.
+        loader: as for `estimate`, like all that follows but for two.
+        calibration: as for `decide`.
+        shares: as for `decide`.
+        samples: for the statistics.
+        tolerance: as for `decided_statistics`.
+        mode: as there.
+        resume: as there.
+        options: prior, memory, layers, device, precision, forward, weight, on_bad, seed and
+            progress.
+    """
+    trial = Trial(model, loader, samples=SAMPLES, keep=logits_alone, **options)
+    decision = _decided(trial, calibration, shares)
+    if mode == "exact" and tolerance is None and trial.covers(samples):
+        return decision, *_tried(decision.way, trial)
+    del trial  # it holds images
+    options |= {"samples": samples, "tolerance": tolerance, "mode": mode, "resume": resume}
+    return decision, *decided_statistics(decision, model, loader, **options)
 
 
 def _decided(
     trial: Trial, calibration: Calibration | None, shares: Tensor | Sequence[float] | None
 ) -> Decision:
+    together = world()
+    with norms.evaluating(trial.model), together.united():  # whole, however many runs that takes
+        found = _weighed(trial, calibration, shares)
+    return together.first(found)
+
+
+def _weighed(
+    trial: Trial, calibration: Calibration | None, shares: Tensor | Sequence[float] | None
+) -> Decision:
     if shares is not None and calibration is None:
         raise EstimationError("known shares of classes need a calibration to be used")
-    seen = trial.run(trial.source)
+    source = Source().run(trial)
     try:
-        source = View.of(seen)
+        k = source.probabilities.shape[1]
     except DataError:
-        return _by_images_alone(trial, severity(seen.plain, trial.stored))
+        return _by_images_alone(trial, severity(source.seen.plain, trial.stored))
     if calibration is None:
         return decide_uncalibrated(trial, source)
     calibration.moments.check_fit(trial.model)
-    k = source.probabilities.shape[1]
     if calibration.classes != k:
         raise EstimationError(
             f"Expected a calibration of {k} classes, the model's outputs, got one of "
@@ -184,13 +227,20 @@ def decided_statistics(
         )
         given = seen.corrected(mix) if mix else seen
         return seen, blended(world(), given, model, prior) if prior else given
-    trial = Trial(model, loader, prior=prior, keep=logits_alone, **options)
+    return _tried(way, Trial(model, loader, prior=prior, keep=logits_alone, **options))
+
+
+def _tried(way: Way, trial: Trial) -> tuple[Statistics, Statistics | None]:
+    """Return what the layers see of a trial's sample behind a way's statistics, and those."""
     together = world()
-    with together.united():
-        keeps = isinstance(way, Source)
-        found = trial.run(trial.source) if keeps else way.run(trial).seen
-    new = None if keeps else found.statistics.to("cpu")
-    return together.first((found.plain.to("cpu"), new))
+    with norms.evaluating(trial.model), together.united():
+        found = way.run(trial).seen
+        plain = found.plain.to("cpu")
+        if isinstance(way, Source):
+            new = None
+        else:
+            new = found.statistics.to("cpu") if trial.prior or not isinstance(way, Full) else plain
+    return together.first((plain, new))
 
 
 def _by_images_alone(trial: Trial, shift: float) -> Decision:

@@ -51,11 +51,14 @@ def severity(moments: Mapping[str, Moments], stored: Mapping[str, Stored]) -> fl
 class Watch:
     """Notes E[(h − m)²] / v, averaged over channels, of each sample at each norm layer.
 
+    The values of all visits that one forward pays to a layer count together, as in its moments.
+
     Args:
         stored: what each layer stores.
     """
 
     stored: Mapping[str, Stored]
+    _visits: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)  # of one forward
     _seen: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def hooks(self, layers: Mapping[str, nn.Module]) -> list[Any]:
@@ -69,7 +72,16 @@ class Watch:
         seen = PerSample.of(args[0] if args else next(iter(kwargs.values())))
         m, v = self.stored[name].mean.to(seen.mean), self.stored[name].variance.to(seen.mean)
         square = seen.m2.to(seen.mean) / seen.values + (seen.mean - m).square()
-        self._seen.setdefault(name, []).append((square / (v + _EPS)).mean(1).cpu().double())
+        average = (square / (v + _EPS)).mean(1).cpu().double()
+        self._visits.setdefault(name, []).append((seen.values, average))
+
+    def take(self) -> None:
+        """Keep what was noted since the last call, in one forward."""
+        for name, visits in self._visits.items():
+            total = sum(values for values, _ in visits)
+            pooled = torch.stack([average * values / total for values, average in visits]).sum(0)
+            self._seen.setdefault(name, []).append(pooled)
+        self._visits.clear()
 
     def found(self) -> NDArray[np.float64]:
         """Return shape (N, L)."""

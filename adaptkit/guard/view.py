@@ -21,21 +21,20 @@ class View:
 
     Args:
         seen: of the run.
-        probabilities: shape (N, K).
     """
 
     seen: Seen
-    probabilities: Floats
 
-    @classmethod
-    def of(cls, seen: Seen) -> "View":
-        """Take the predictions from a run's outputs.
+    @cached_property
+    def probabilities(self) -> Floats:
+        """Shape (N, K).
 
         Raises:
-            DataError: they are not logits.
+            DataError: the model's outputs are not logits.
         """
-        logits = torch.cat([logits_of(output).detach().cpu().double() for output in seen.outputs])
-        return cls(seen, logits.softmax(1).numpy())
+        outputs = self.seen.outputs
+        logits = torch.cat([logits_of(output).detach().cpu().double() for output in outputs])
+        return logits.softmax(1).numpy()
 
     @cached_property
     def predictions(self) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ class Source:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        return View.of(trial.run(trial.source))
+        return trial.once(self, lambda: View(trial.run(trial.source)))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Full:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        return View.of(trial.run())
+        return trial.once(self, lambda: View(trial.run()))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,10 @@ class Early:
                 return moments.mean, moments.variance()
             return trial.source(name, moments)
 
-        return View.of(trial.run(settle, weight=weight))
+        def run() -> View:
+            return View(trial.run(settle, weight=weight))
+
+        return trial.once((self, None if weight is None else tuple(weight.tolist())), run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class Corrected:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        return View.of(trial.run(ClassMix(self.moments, torch.from_numpy(self.shares))))
+        return View(trial.run(ClassMix(self.moments, torch.from_numpy(self.shares))))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from torch import nn
 
 from adaptkit import norms
 from adaptkit.adaptation import target_statistics
+from adaptkit.distributed.sharded import whole
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import Statistics
 from adaptkit.guard import Decision
 from adaptkit.integrations.trainer_data import as_tested
-
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class AdaBNHooks:
@@ -105,10 +104,10 @@ class AdaBNHooks:
 
     def _check(self, trainer: Any, module: nn.Module) -> None:
         strategy = type(trainer.strategy)
-        if any(kind.__name__ in _SHARDED for kind in strategy.__mro__):
+        if any(kind.__name__ == "DeepSpeedStrategy" for kind in strategy.__mro__):
             raise EstimationError(
-                f"{strategy.__name__} shards the model over the processes, and adapting needs all "
-                f"of it in each: test the checkpoint with strategy='ddp' or on one device"
+                f"{strategy.__name__} may deal the model out over processes, and adapting needs "
+                f"all of it in each: test the checkpoint with strategy='ddp' or 'fsdp'"
             )
         undefined = self.package.LightningModule.forward
         if "forward" not in self.options and type(module).forward is undefined:
@@ -150,4 +149,5 @@ def _estimating(trainer: Any) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(trainer.precision_plugin.forward_context())
+        stack.enter_context(whole(trainer.strategy.model))  # FSDP's may be around the module
         yield

@@ -26,8 +26,9 @@ class AdaBNCallback(AdaBNHooks, lightning.pytorch.Callback):
     Batches come as in the test itself: in the trainer's precision, on its device, through the
     hooks for batch transfer. `limit_test_batches`, `limit_predict_batches` and `fast_dev_run` limit
     the samples as well. With several processes every sample of a data set that can be indexed
-    counts once, and all processes hold the same statistics; strategies that shard the model (FSDP,
-    DeepSpeed) are refused.
+    counts once, and all processes hold the same statistics. What FSDP deals out ("fsdp",
+    ModelParallelStrategy) each process holds whole while statistics are estimated, and only then;
+    tensor parallelism and DeepSpeed are refused.
 
     Args:
         loader: what to adapt to instead of the trainer's data, all of it one domain.
@@ -43,7 +44,8 @@ class AdaBNCallback(AdaBNHooks, lightning.pytorch.Callback):
 
     Raises:
         EstimationError: as `adaptkit.adapt` when a test or prediction starts; or the data can be
-            read once only, the module has no forward, or the strategy shards it.
+            read once only, the module has no forward, or the strategy is DeepSpeed's.
+        ModelError: the module's parameters are dealt out by tensor parallelism.
         DependencyError: on import, lightning is not installed.
 
     >>> callback = AdaBNCallback(guard="auto", samples=500)

@@ -44,7 +44,7 @@ from adaptkit.pipeline.methods import (
     check_images,
     check_layers,
     check_method,
-    decided,
+    guarded,
     without_layers,
 )
 from adaptkit.pipeline.mixed import Mixed, Places, as_stored, by_domain
@@ -295,7 +295,6 @@ def adapt_folder(
     mix = None if shares is None or calibration is None else ClassMix(calibration.moments, shares)
 
     def adapt_one(images: ImageLoader) -> tuple[Decision | None, Adapted]:
-        found: Decision | None = None
         alike: dict[str, Any] = {
             "prior": prior,
             "memory": memory,
@@ -305,13 +304,13 @@ def adapt_folder(
             "progress": progress,
             "weight": images.weight,
         }
-        if asked:
-            found = decide(model, images, calibration=calibration, shares=shares, **alike)
         how = {**alike, "mode": mode, "samples": samples, "tolerance": tolerance}
         how["resume"] = long_run.resume
-        if found is None or guard == guarding.REPORT:
-            return found, adabn(model, images, to_score, correction=mix, **how)
-        return found, decided(found, model, images, to_score, **how)
+        known: dict[str, Any] = {"calibration": calibration, "shares": shares}
+        if asked and guard == guarding.AUTO:
+            return guarded(model, images, to_score, **known, **how)
+        found = decide(model, images, **known, **alike) if asked else None
+        return found, adabn(model, images, to_score, correction=mix, **how)
 
     mixed: Mixed | None = None
     decision: Decision | None = None

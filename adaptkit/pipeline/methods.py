@@ -13,7 +13,7 @@ from adaptkit.checkpoint import Checkpoint
 from adaptkit.data import ImageLoader
 from adaptkit.errors import EstimationError
 from adaptkit.estimation import Statistics, estimate
-from adaptkit.guard import ClassMix, Decision, decided_statistics
+from adaptkit.guard import ClassMix, Decision, guarded_statistics
 from adaptkit.layers import Style
 from adaptkit.norms import norm_layers, read, why_nothing_to_adapt
 from adaptkit.pipeline.scoring import Scores
@@ -120,15 +120,22 @@ def adabn(
     return Adapted(applied.apply(copy.deepcopy(model)), to_score, seen, applied)
 
 
-def decided(
-    decision: Decision, model: nn.Module, to_adapt: ImageLoader, to_score: ImageLoader, **how: Any
-) -> Adapted:
-    """Give a copy of the model the statistics that the guard chose; `how` as for `adabn`."""
-    seen, applied = decided_statistics(decision, model, to_adapt, **how)
+def guarded(
+    model: nn.Module, to_adapt: ImageLoader, to_score: ImageLoader, **how: Any
+) -> tuple[Decision, Adapted]:
+    """Give a copy of the model the statistics that the guard chooses.
+
+    Args:
+        model: left as it is.
+        to_adapt: what the guard decides on, and the statistics are of.
+        to_score: as for `adabn`.
+        how: of `guarded_statistics`.
+    """
+    decision, seen, applied = guarded_statistics(model, to_adapt, **how)
     adapted = copy.deepcopy(model)
     if applied is not None:
         applied.apply(adapted)
-    return Adapted(adapted, to_score, seen, applied)
+    return decision, Adapted(adapted, to_score, seen, applied)
 
 
 def adain(

@@ -13,7 +13,7 @@ from adaptkit.errors import AdaptkitError, few
 from adaptkit.estimation import DomainBank, Statistics
 from adaptkit.estimation.run import DEFAULT_SAMPLES
 from adaptkit.estimation.statistics import as_fields
-from adaptkit.guard import Calibration, Decision, decide, decided_statistics
+from adaptkit.guard import Calibration, Decision, decide, decided_statistics, guarded_statistics
 from adaptkit.guard.ways import Corrected, Full
 from adaptkit.paired import proportion_change
 from adaptkit.pipeline import guarding
@@ -166,18 +166,15 @@ class DomainAdapter:
         self, images: ImageLoader
     ) -> tuple[Decision | None, Statistics, Statistics | None]:
         """Return the guard's decision, and what `decided_statistics` returns."""
+        how = {**self.options, "weight": images.weight}
+        known: dict[str, Any] = {"calibration": self.calibration, "shares": self.shares}
+        if self.guard == guarding.AUTO:
+            return guarded_statistics(self.model, images, **known, **how)
         decision = None
-        if self.guard != guarding.OFF:
-            alike = {name: self.options[name] for name in _OF_DECIDING}
-            alike["weight"] = images.weight
-            decision = decide(
-                self.model, images, calibration=self.calibration, shares=self.shares, **alike
-            )
-        followed = decision if self.guard == guarding.AUTO else None
-        seen, applied = decided_statistics(
-            followed or self._unasked(), self.model, images, weight=images.weight, **self.options
-        )
-        return decision, seen, applied
+        if self.guard == guarding.REPORT:
+            alike = {name: how[name] for name in _OF_DECIDING}
+            decision = decide(self.model, images, **known, **alike)
+        return decision, *decided_statistics(self._unasked(), self.model, images, **how)
 
     def _unasked(self) -> Decision:
         """Take the target's statistics, corrected where its mix of classes is known."""
