@@ -375,6 +375,10 @@ def test_a_file_that_may_not_be_read(here: Path) -> None:
 
 def test_files_that_are_no_checkpoints(here: Path) -> None:
     fails("missing.pt", r"there is no checkpoint missing\.pt")
+    fails(
+        "https://me:secret@host/net.pt?token=1",
+        r"^[^:]*, got a URL \(https\): download it first[^:]*$",
+    )
     Path("folder.pt").mkdir()
     fails("folder.pt", "is not a file")
     os.mkfifo("pipe.pt")

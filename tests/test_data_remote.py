@@ -1,5 +1,6 @@
 """Targets behind URLs: what lies on a web server or in a bucket is read as a folder here is."""
 
+import gzip
 import io
 import sys
 import tarfile
@@ -390,6 +391,19 @@ def test_tar_files_are_fetched_whole_and_have_no_name_then(
         assert not list(temporary.iterdir())
     assert web.asked[:2] == ["/a-1.tar"] * 2
     assert sorted(web.asked[2:]) == ["/a-0.tar"] * 2 + ["/a-1.tar"] * 2
+    (folder / "c.tgz").write_bytes(gzip.compress((folder / "a-1.tar").read_bytes()))
+    assert_alike(opened(web.url + "c.tgz", workers=2), opened(folder / "c.tgz"))
+    assert not list(temporary.iterdir())
+    (folder / "shards v1.0").mkdir()
+    for name in ("a-0.tar", "a-1.tar"):
+        (folder / "shards v1.0" / name).hardlink_to(folder / name)
+    (folder / "shards v1.0" / "notes.txt").touch()
+    for ending in ("shards v1.0", "shards%20v1.0/?token=1"):
+        web.asked.clear()
+        where = place(web.url + ending)
+        assert data.shape_of(where, pixels=True) is None
+        assert_alike(opened(where), opened(folder / "shards v1.0"))
+        assert len(web.asked) == 3
     with pytest.raises(DataError, match=f"^there is no {web.url}a-2.tar$"):
         opened(web.url + "a-{0..2}.tar")
     with pytest.raises(DataError, match=f"^{web.url}b.tar is no tar file$"):

@@ -1,14 +1,21 @@
 """Targets in tar files: samples by their names, labels beside them, and nothing unpacked."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
+import shutil
 import subprocess
 import tarfile
+import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -175,6 +182,82 @@ def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again.state() == listing.state()
     del listing, other, again, pool
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".tar.gz": gzip.compress,
+    ".tgz": gzip.compress,
+    ".tar.bz2": bz2.compress,
+    ".tar.xz": lzma.compress,
+}
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files would be seen."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_compressed_ones_are_read_as_others(
+    tmp_path: Path, temporary: Path, suffix: str, workers: int
+) -> None:
+    (tmp_path / "in").mkdir()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for i in range(3):
+        parts = [
+            (f"{i}{k}.{end}", content)
+            for k in range(4)
+            for end, content in (("png", png(10 * i + k)), ("cls", b"%d" % (k % 2)))
+        ]
+        plain = tar(tmp_path / "in" / f"{i}.tar", *parts)
+        if i != 1:  # one of them is not compressed
+            plain.with_name(f"{i}{suffix}").write_bytes(COMPRESS[suffix](plain.read_bytes()))
+            plain.unlink()
+    loader = opened(tmp_path / "in", outputs=2, workers=workers, batch_size=5)
+    assert names(loader.listing)[:2] == [f"0{suffix}/00.png", f"0{suffix}/01.png"]
+    assert loader.listing.labels == [0, 1] * 6
+    for _ in range(2):
+        assert pixels(loader) == [10 * i + k for i in range(3) for k in range(4)]
+    assert pixels(loader.subset([9, 2])) == [21, 2]
+    assert not list(temporary.iterdir())
+    state = loader.listing.state()
+    assert opened(tmp_path / "in", outputs=2).listing.state() == state
+    os.utime(tmp_path / "in" / f"2{suffix}", (1, 1))
+    assert opened(tmp_path / "in", outputs=2).listing.state() != state
+    with pytest.raises(DataError, match="are open in this process alone"):
+        pickle.dumps(loader.listing)
+    del loader
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_is_wrong_with_compressed_ones(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gzip.compress(tar(tmp_path / "a.tar", ("1.png", png(1))).read_bytes())
+    path = tmp_path / "a.tgz"
+    for content, message in (
+        (whole[:-20], "is compressed and broken: "),
+        (whole[:20] + bytes(20) + whole[40:], "is compressed and broken: "),
+        (gzip.compress(b"hello" * 200), "is no tar file"),
+        (gzip.compress(whole), "is no tar file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"^\S*a\.tgz {message}") as caught:
+            list_shards(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    monkeypatch.setattr(open_files, "MOST_OPEN", open_files.OpenFiles.open_in_all)
+    with pytest.raises(DataError, match="at a time: decompress them first"):
+        list_shards(path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=9999, free=1000))
+    with pytest.raises(DataError, match=r"a\.tgz is compressed, and \S+ has no room for what it"):
+        list_shards(path)
+    assert not list(temporary.iterdir())
 
 
 def test_what_is_bad_is_named_and_nothing_is_written(

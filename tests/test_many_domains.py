@@ -407,6 +407,19 @@ def test_an_image_may_vanish_between_any_two_passes(
         compared.clear()
 
 
+def test_packs_of_domains_that_are_gone_are_named_and_stay(here: Path) -> None:
+    assert "any more" not in adapt("--guard", "off").stdout
+    packs = {path: path.read_bytes() for path in Path("source-domains").glob("*.safetensors")}
+    shutil.rmtree("domains/dark")
+    result = adapt("--guard", "off")
+    assert result.exit_code == 0, result.output
+    said = "1 pack stays of a domain that is not in the target any more: dark."
+    assert said in " ".join(result.stdout.split())
+    assert said in json.loads(Path("source-domains/summary.json").read_text())["notes"]
+    assert {path: path.read_bytes() for path in packs} == packs
+    assert {*rows()} == {"clean", "flat"}
+
+
 def test_json_of_failures_has_the_same_exit(here: Path) -> None:
     Path("domains/empty").mkdir()
     result = adapt("--json")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from adaptkit.checkpoint.content import Content
 from adaptkit.errors import CheckpointError, OutputError, few, shown
 
 INDEX = ".safetensors.index.json"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # of which a path keeps one slash
 
 
 def read(path: Path) -> bytes:
@@ -29,6 +31,11 @@ def read(path: Path) -> bytes:
         if not path.exists():
             if path.is_symlink():
                 raise CheckpointError(f"{path} leads nowhere: it is a link")
+            if url := _URL.match(str(path)):  # of which the rest may hold a password
+                raise CheckpointError(
+                    f"expected a checkpoint on this machine, got a URL ({url[1]}): download it "
+                    f"first, and give the file"
+                )
             raise CheckpointError(f"there is no checkpoint {path}")
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file: give a .pt, .pth or .safetensors file")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 from adaptkit.errors import DataError
 
@@ -14,6 +14,12 @@ class OpenFiles:
     """Files that are read at any place by any thread, most of them opened once.
 
     Several of these, as of many domains, share how many files may be open.
+
+    Args:
+        paths: of the files.
+
+    Attributes:
+        held: whether some of them can be read by this process alone, as they have no name.
     """
 
     open_in_all: ClassVar[int] = 0
@@ -21,12 +27,13 @@ class OpenFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._open: dict[int, int] = {}
-        self._held = False
+        self.held = False
 
     def __reduce__(self) -> tuple[type["OpenFiles"], tuple[Sequence[Path]]]:
-        if self._held:
+        if self.held:
             raise DataError(
-                "tar files from a URL are open in this process alone: open them anew in another"
+                "tar files from a URL, and compressed ones, are open in this process alone: open "
+                "them anew in another"
             )
         return OpenFiles, (self.paths,)
 
@@ -41,7 +48,22 @@ class OpenFiles:
             if number not in self._open:
                 self._open[number] = os.open(path, os.O_RDONLY)
                 OpenFiles.open_in_all += 1
-        self._held = True
+        self.held = True
+
+    def take(self, number: int, content: IO[bytes]) -> None:
+        """Read a file from now on as what an open file without a name holds.
+
+        Raises:
+            DataError: too many are open.
+        """
+        if OpenFiles.open_in_all >= MOST_OPEN:
+            raise DataError(
+                f"{self.paths[number]}: expected at most {MOST_OPEN} compressed tar files at a "
+                f"time: decompress them first"
+            )
+        self._open[number] = os.dup(content.fileno())
+        OpenFiles.open_in_all += 1
+        self.held = True
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Return bytes of a file."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptkit.data import columns, shards, stored
+from adaptkit.data import columns, stored
 from adaptkit.data.arrays import list_array, list_table
 from adaptkit.data.columns import PATH, read_columns
 from adaptkit.data.folder import EXTENSIONS, list_images
@@ -139,9 +139,9 @@ def _read(path: Place, reader: Callable[[Path], Any]) -> Any:
 def _kind(path: Place) -> str:
     suffix = path.suffix.lower()
     if isinstance(path, Remote):
-        if suffix and path.name.lower().endswith(shards.SUFFIXES):
-            return "shards"
         is_file = is_there = suffix in (*columns.SUFFIXES, *stored.SUFFIXES, *EXTENSIONS)
+        if not is_file and is_sharded(path):
+            return "shards"
     else:
         try:
             is_file, is_there = path.is_file(), path.exists()

@@ -114,9 +114,13 @@ def find_files(root: Remote) -> RemoteListing:
     """
     found: dict[str, tuple[str, str]] = {}
     level = [("", root.as_folder())]
+
+    def entries_of(level: tuple[str, Remote]) -> list[_Entry]:
+        return _entries(root, level[1]) if level[0] else _top(root)
+
     with threads(AT_ONCE) as pool:
         for _ in range(_DEEPEST):
-            contents = list(pool.map(lambda folder: _entries(root, folder[1]), level))
+            contents = list(pool.map(entries_of, level))
             below = []
             for (above, folder), entries in zip(level, contents, strict=True):
                 for entry in entries:
@@ -140,6 +144,19 @@ def find_files(root: Remote) -> RemoteListing:
     )
 
 
+def files_in(root: Remote) -> dict[str, Remote]:
+    """Return the files in a folder by name; none of one that holds folders too.
+
+    Raises:
+        DataError: as `find_files`.
+        DependencyError: as there.
+    """
+    folder, entries = root.as_folder(), _top(root)
+    if any(entry.is_folder for entry in entries):
+        return {}
+    return {_name(folder, entry): folder.below(entry.raw) for entry in entries}
+
+
 def folders_in(root: Remote) -> tuple[list[str], list[str]]:
     """Return the names of the folders in a folder, and those of what lies beside them.
 
@@ -148,11 +165,19 @@ def folders_in(root: Remote) -> tuple[list[str], list[str]]:
         DependencyError: as there.
     """
     folder = root.as_folder()
-    entries = _entries(root, folder)
+    entries = _top(root)
     parts: tuple[list[str], list[str]] = [], []
     for entry in entries:
         parts[not entry.is_folder].append(_name(folder, entry))
     return parts
+
+
+def _top(root: Remote) -> list[_Entry]:
+    """Return what the folder holds that the user named; it is asked for once."""
+    if "entries" not in root.held:
+        root.held["entries"] = _entries(root, root.as_folder())
+    found: list[_Entry] = root.held["entries"]
+    return found
 
 
 def _entries(root: Remote, folder: Remote) -> list[_Entry]:

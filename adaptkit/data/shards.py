@@ -6,7 +6,8 @@ import os
 import re
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,8 @@ from adaptkit.data.labels import NONE, Found, as_indices
 from adaptkit.data.listing import Listing, state_of
 from adaptkit.data.open_files import MOST_OPEN, OpenFiles
 from adaptkit.data.place import Place, Remote, without_secrets
-from adaptkit.data.webdataset import KNOWN, samples
+from adaptkit.data.unpacking import decompressed
+from adaptkit.data.webdataset import KNOWN, Sample, samples
 from adaptkit.errors import DataError, few
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -88,7 +90,7 @@ class ShardListing(Listing):
     @property
     def forks(self) -> bool:
         """Whether other processes may read it."""
-        return not self.stamp
+        return not self.files.held
 
     def contents(self) -> str:
         """Return the SHA-256 of where the images lie."""
@@ -118,12 +120,18 @@ class ShardListing(Listing):
         return found
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether a path is of tar files: of one, of a pattern, or of a folder with nothing else in it.
+def is_sharded(path: Place) -> bool:
+    """Whether a place is of tar files: of one, a pattern, or a folder with nothing else in it.
 
     Beside tar files a folder may hold files that are no images.
+
+    Raises:
+        DataError: a folder at a URL cannot be listed.
+        DependencyError: what reads the protocol is not installed.
     """
     name = path.name.lower()
+    if isinstance(path, Remote):
+        return _are_named(path) or bool(_tars_in(path))
     if _RANGE.search(str(path)) and not path.exists():
         return True
     if path.is_file():
@@ -140,6 +148,21 @@ def is_sharded(path: Path) -> bool:
     return found
 
 
+def _are_named(where: Remote) -> bool:
+    """Whether a URL is that of a tar file, or a pattern of such."""
+    return bool(where.suffix) and where.name.lower().endswith(SUFFIXES)
+
+
+def _tars_in(folder: Remote) -> list[Remote]:
+    """Return the tar files in a folder at a URL that `is_sharded`, in the order of their names."""
+    from adaptkit.data.remote import files_in
+
+    found = files_in(folder)
+    if any(name.lower().endswith(EXTENSIONS) for name in found):
+        return []
+    return [found[name] for name in sorted(found) if name.lower().endswith(SUFFIXES)]
+
+
 def list_shards(
     path: Place, *, classes: Sequence[str] | None = None, outputs: int | None = None
 ) -> ShardListing:
@@ -148,20 +171,21 @@ def list_shards(
     Members of a tar file whose names are alike up to the first point behind the last slash are one
     sample: ``a/7.jpg`` its image, ``a/7.cls`` its label, a name or a number as text, ``a/7.json``
     perhaps an object with a "label", a "domain", a "weight". Where no sample has a label and every
-    image's folder is named like one of `classes`, that is its label. Nothing is ever unpacked.
+    image's folder is named like one of `classes`, that is its label. Nothing is ever unpacked; what
+    gzip, bzip2 or xz compressed is decompressed once, into a temporary file without a name.
 
     What cannot be an image's content, as a link, a device, a member that is cut off or that stands
     there twice, is listed as an image that cannot be read.
 
     Args:
         path: a tar file, a folder of them, or a pattern like ``shard-{000..012}.tar``. Those at a
-            URL (no folder) are fetched whole, into temporary files without a name.
+            URL are fetched whole, into temporary files without a name.
         classes: the names of the model's outputs, if they are known.
         outputs: how many outputs the model has, if that is known.
 
     Raises:
-        DataError: a file is missing, compressed, or no tar file; there are no images; or what is
-            said of them does not fit.
+        DataError: a file is missing or no tar file; there is no room to decompress one; there are
+            no images; or what is said of them does not fit.
 
     >>> import tarfile, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -184,15 +208,17 @@ def list_shards(
         return _list(path, root, OpenFiles(paths), shards, classes, outputs)
     from adaptkit.data.connections import fetched, stamp_of
 
-    places = [Remote(url) for url in _each(path.url)]
+    one = _are_named(path)
+    places = [Remote(url) for url in _each(path.url)] if one else _tars_in(path)
+    folder = path.parent if one else path.as_folder()
     if len(places) > MOST_OPEN:
         raise DataError(
             f"{path}: expected at most {MOST_OPEN} tar files at URLs, got {len(places):,}"
         )
-    shards = [str(where).removeprefix(f"{path.parent}/") for where in places]
+    shards = [str(where).removeprefix(f"{str(folder).rstrip('/')}/") for where in places]
     with fetched(places) as copies:
         files = OpenFiles(copies)
-        listing = _list(path, path.parent, files, shards, classes, outputs)
+        listing = _list(path, folder, files, shards, classes, outputs)
         files.hold()
     return replace(listing, stamp=" ".join(map(stamp_of, places)))
 
@@ -210,8 +236,8 @@ def _list(
     said: dict[str, list[str]] = {what: [] for what in KNOWN}
     reasons: dict[int, str] = {}
     cut: list[str] = []
-    for number, (file, shard) in enumerate(zip(files.paths, shards, strict=True)):
-        for sample in samples(file):
+    for number, shard in enumerate(shards):
+        for sample in _samples(files, number):
             if not sample.name:
                 cut.append(shard)
                 continue
@@ -240,6 +266,15 @@ def _list(
         where=np.array(where, dtype=np.int64).reshape(-1, 3),
         reasons=reasons,
     )
+
+
+def _samples(files: OpenFiles, number: int) -> Iterator[Sample]:
+    """Yield the samples in one of the files, which is then read decompressed."""
+    path = files.paths[number]
+    with decompressed(path) or nullcontext() as content:
+        if content is not None:
+            files.take(number, content)
+        yield from samples(path, content)
 
 
 def _expanded(path: Path) -> list[Path]:

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from adaptkit.errors import DataError
 
@@ -21,12 +22,7 @@ _KINDS = {
     b"6": "a named pipe",
     b"S": "stored as a sparse file",
 }
-COMPRESSED = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class Member(NamedTuple):
@@ -45,25 +41,29 @@ class Member(NamedTuple):
     reason: str
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path, content: IO[bytes] | None = None) -> Iterator[Member]:
     """Yield the files in a tar file in their order, folders left out.
 
     Reads the formats v7, ustar, GNU and pax, and nothing but headers, so that what it takes depends
     on the number of members alone. Of a tar file without the mark that ends one, as a copy that was
     broken off, the last one has no name.
 
+    Args:
+        path: of the file.
+        content: what it holds, where that is not what stands there.
+
     Raises:
         DataError: it cannot be read, is compressed, or is no tar file to its end.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if content is None else nullcontext(content) as file:
             end = os.fstat(file.fileno()).st_size
             yield from _members(path, file, end)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _members(path: Path, file: BinaryIO, end: int) -> Iterator[Member]:
+def _members(path: Path, file: IO[bytes], end: int) -> Iterator[Member]:
     at, before, known = 0, 0, dict[str, str]()
     while True:
         file.seek(at)
@@ -120,13 +120,11 @@ def _is_header(header: bytes) -> bool:
     return stated == found - 256 * high  # of programs that took bytes for signed
 
 
-def _broken(path: Path, file: BinaryIO, at: int) -> DataError:
+def _broken(path: Path, file: IO[bytes], at: int) -> DataError:
     file.seek(0)
-    start = file.read(8)
-    tool = next((tool for magic, tool in COMPRESSED.items() if start.startswith(magic)), None)
-    if tool:
+    if file.read(len(_ZSTD)) == _ZSTD:
         return DataError(
-            f"{path} is compressed, and images in it cannot be found: {tool} it first (which costs "
+            f"{path} is compressed by zstd, which is not read here: unzstd it first (which costs "
             f"no space to speak of, as images are compressed themselves)"
         )
     if not at:
@@ -178,7 +176,7 @@ def _pax(path: Path, content: bytes, at: int) -> dict[str, str]:
     return found
 
 
-def _behind_sparse(file: BinaryIO, header: bytes, at: int) -> int:
+def _behind_sparse(file: IO[bytes], header: bytes, at: int) -> int:
     """Pass over the maps of holes that stand before the content of GNU's sparse files."""
     more = header[482]
     while more:

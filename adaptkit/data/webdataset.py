@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from adaptkit.data.folder import EXTENSIONS
 from adaptkit.data.open_files import OpenFiles
@@ -23,11 +23,18 @@ class Sample(NamedTuple):
     said: Mapping[str, str]
 
 
-def samples(path: Path) -> Iterator[Sample]:
-    """Yield the samples in a tar file, in the order in which their first members stand there."""
+def samples(path: Path, content: IO[bytes] | None = None) -> Iterator[Sample]:
+    """Yield the samples in a tar file, in the order in which their first members stand there.
+
+    Args:
+        path: of the file.
+        content: what it holds, where that is not what stands there.
+    """
     file = OpenFiles([path])
+    if content is not None:
+        file.take(0, content)
     parts: dict[str, list[tuple[str, Member]]] = {}
-    for member in members(path):
+    for member in members(path, content):
         if not member.name:
             yield Sample("", member, {})
             continue

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,19 @@ class Results:
         """
         found: str | None = _read(self._record(domain)).get("pooled_sha256")
         return found
+
+    def beside(self, domains: Collection[str]) -> list[str]:
+        """Return the names of other domains whose packs lie there too, sorted.
+
+        Raises:
+            OutputError: the folder cannot be read.
+        """
+        try:
+            ends = [path.name for path in self.folder.iterdir() if path.name.endswith(RECORD_END)]
+            names = {name.removesuffix(RECORD_END) for name in ends} - {*domains}
+            return sorted(name for name in names if _exists(self.pack(name)))
+        except OSError as error:
+            raise OutputError(f"cannot read {self.folder}: {error.strerror}") from None
 
     def row(self, domain: str) -> DomainRow:
         """Return what became of a domain whose result is there.

@@ -134,7 +134,7 @@ class DomainTargets:
 def are_in_one(target: Place) -> bool:
     """Whether a target's samples lie in one file, or in tar files, and not in a folder a domain."""
     try:
-        return is_file(target) or (isinstance(target, Path) and is_sharded(target))
+        return is_file(target) or is_sharded(target)
     except (OSError, ValueError):  # which `folders_in` names
         return False
 

@@ -19,7 +19,7 @@ from adaptkit.data import ImageLoader, Place, place
 from adaptkit.data.cache import PixelCache
 from adaptkit.device import resolve_device
 from adaptkit.distributed import alone, world
-from adaptkit.errors import EstimationError, OutputError
+from adaptkit.errors import EstimationError, OutputError, few
 from adaptkit.estimation.agreement import neighbours
 from adaptkit.estimation.memory import allowed
 from adaptkit.estimation.precision import Precision, autocast
@@ -287,10 +287,11 @@ def adapt_domain_folders(
     def summed_up() -> DomainsRun:
         rows = tuple(done[name] for name in domains)
         all_as_one = None if pooled is None else with_figures(pooled.row, rows, pooled.names)
-        about = _details(line, arguments, folder, checkpoint, head, targets, where, notes)
+        said = [*notes, *_of_the_gone(results.beside(domains))]
+        about = _details(line, arguments, folder, checkpoint, head, targets, where, said)
         details = {**about, "processes": together.size, **_all_of(rows, all_as_one)}
-        said = answer(runs_of(rows), "domain"), against_pooled(rows, all_as_one)
-        words = " ".join(filter(None, said))
+        found_out = answer(runs_of(rows), "domain"), against_pooled(rows, all_as_one)
+        words = " ".join(filter(None, found_out))
         table = csv(domain_frame([*rows, *([all_as_one] if all_as_one else [])]))
         written = results.write_summary(
             details, table, page(rows, all_as_one, words, line, of=about["of"])
@@ -508,6 +509,19 @@ def _details(
         else "what was scored includes what was adapted to",
         "notes": list(notes),
     }
+
+
+def _of_the_gone(names: Sequence[str]) -> list[str]:
+    """Say which domains' packs stay in the folder though the target has no such domain.
+
+    >>> _of_the_gone(["old"])
+    ['1 pack stays of a domain that is not in the target any more: old.']
+    """
+    if not names:
+        return []
+    one = len(names) == 1
+    of = "pack stays of a domain that is" if one else "packs stay of domains that are"
+    return [f"{len(names):,} {of} not in the target any more: {few(names, 10)}."]
 
 
 def _all_of(rows: Sequence[DomainRow], pooled: DomainRow | None) -> dict[str, Any]:
