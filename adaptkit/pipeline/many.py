@@ -158,7 +158,8 @@ def adapt_domain_folders(
 
     In a job of several processes (see `adaptkit.distributed`) call it in each, with the same
     arguments and target. Each takes the next domain whenever it is done with one, and works on it
-    alone; the first one makes the pooled pack and writes the summary.
+    alone; the first one makes the pooled pack and writes the summary. What it decoded for that is
+    decoded anew for domains that fall to others.
 
     Args:
         source: a checkpoint file; never written.
