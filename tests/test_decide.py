@@ -1,5 +1,6 @@
 """What the guard decides on digits that it can judge, and that no label has a say in it."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from adaptkit import Calibration, EstimationError, adapt, calibrate, evaluate
-from adaptkit.estimation.trial import Trial
-from adaptkit.guard import Decision, decide, decided_statistics, guarded_statistics
+from adaptkit import Calibration, EstimationError, adapt, calibrate, estimate, evaluate
+from adaptkit.estimation.trial import Seen, Trial
+from adaptkit.guard import Decision, calibrated, decide, decided_statistics, guarded_statistics
 from adaptkit.guard.calibrated import decide_calibrated
-from adaptkit.guard.fixed_points import agreed
+from adaptkit.guard.class_features import distance
+from adaptkit.guard.fixed_points import FixedPoint, agreed, fixed_points
 from adaptkit.guard.view import View
-from adaptkit.guard.ways import Balanced, Early, Full, Source
+from adaptkit.guard.ways import Balanced, Corrected, Early, Full, Source
 from adaptkit.norms import norm_layers, read
 
 
@@ -112,8 +114,6 @@ def test_labels_have_no_say(calibrated: bool, classes: list[int] | None) -> None
 
 
 def test_without_maps_the_predictions_decide() -> None:
-    from dataclasses import replace
-
     blind = replace(known(), maps=None)
     data = target([3, 8], gain=0.3)
     decision = decide(net(), data, calibration=blind)
@@ -124,13 +124,55 @@ def test_without_maps_the_predictions_decide() -> None:
     assert decide(net(), target(gain=-1.0), calibration=replace(blind, features=None)).choice
 
 
+@pytest.mark.parametrize(
+    ("classes", "gain", "choice"),
+    [(None, 0.3, "full"), ([1], 0.3, "source"), ([3, 8], 0.3, "source"), (None, 1.0, "source")],
+)
+def test_without_agreement_a_lost_source_gives_way_where_no_class_is_missing(
+    monkeypatch: pytest.MonkeyPatch, classes: list[int] | None, gain: float, choice: str
+) -> None:
+    monkeypatch.setattr(calibrated, "agreed", lambda *_: None)
+    decision = decide(net(), target(classes, gain), calibration=replace(known(), maps=None))
+    assert decision.choice == choice
+    assert "starts_that_agree" not in decision.figures
+
+
+def test_three_starts_that_agree_outweigh_a_distance_where_the_images_have_moved() -> None:
+    trial = Trial(net(), target([0, 4, 6]))
+    source = Source().run(trial)
+    far = replace(known(), maps=None, typicality=(0.0,) * 4)
+    near = replace(far, typicality=(9.0,) * 4)
+    found = decide_calibrated(trial, far, source)
+    assert found.figures["starts_that_agree"] == 3
+    assert (found.figures["distance_corrected"] or 0) > (found.figures["distance_source"] or 0)
+    assert found.choice == "corrected"
+    assert decide_calibrated(trial, near, source).choice == "source"
+
+
+@pytest.mark.parametrize(("flipped", "support"), [(0, 3), (8, 3), (12, None)])
+def test_two_starts_have_to_be_more_alike_than_three(flipped: int, support: int | None) -> None:
+    moments = known().moments
+    classes = torch.arange(100) % 10
+
+    def point(wrong: int) -> FixedPoint:
+        predicted = (classes + (torch.arange(100) < wrong)) % 10
+        outputs = [nn.functional.one_hot(predicted, 10).float()]
+        view = View(Seen(estimate(net(), [target()[0][0]]), {}, outputs, None))
+        return FixedPoint(Corrected(moments, view.shares), view, 1.0)
+
+    points = [point(0), point(flipped), point(50 if flipped > 8 else 0)]
+    found = agreed(points, points[0].view, 1.0)
+    assert (found and found.support) == support
+
+
 def test_a_fixed_point_reproduces_itself() -> None:
     trial = Trial(net(), target([2, 5, 7], gain=0.4), samples="all")
     source, full = Source().run(trial), Full().run(trial)
-    found = agreed(trial, known(), source, full)
+    points = fixed_points(trial, known(), source)
+    found = agreed(points, full, distance(known().features, full.seen.features))
     assert found is not None
-    again = found.way.run(trial)
-    assert abs(again.shares - found.way.shares).sum() < 0.05
+    way = found.point.way
+    assert abs(way.run(trial).shares - way.shares).sum() < 0.05
     assert found.support >= 2
 
 

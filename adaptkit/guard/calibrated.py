@@ -15,12 +15,11 @@ from adaptkit.guard.calibration import Calibration, places_of
 from adaptkit.guard.class_features import distance
 from adaptkit.guard.class_maps import MapShares, mean_map
 from adaptkit.guard.decision import Decision
-from adaptkit.guard.fixed_points import agreed
-from adaptkit.guard.typicality import severity
-from adaptkit.guard.uncalibrated import EVEN as SEEMS_EVEN
-from adaptkit.guard.uncalibrated import EVEN_LAYERS, whole
+from adaptkit.guard.fixed_points import agreed, fixed_points
+from adaptkit.guard.typicality import AT, severity
+from adaptkit.guard.uncalibrated import MOVED
 from adaptkit.guard.view import Floats, View, effective
-from adaptkit.guard.ways import Corrected, Early, Full, Source, Way
+from adaptkit.guard.ways import Corrected, Full, Source, Way
 
 CERTAIN = 0.6  # largest error of shares that maps gave of the source itself, for them to be used
 EXPLAINED = 0.7  # of the target's mean map, by the classes' maps
@@ -29,6 +28,9 @@ CLOSE = 0.5  # of shares to each other, summed: the source predicts what the map
 NEAR = 1.0  # of shares to the source's own, summed: maps that err may show such, so AdaBN may do
 CLEARLY = 0.8  # of the corrected statistics' distance, for plain AdaBN to be taken in their place
 BETTER = 0.95  # of the source's distance, for what the predictions alone say
+TYPICAL_AT = 0.95  # of the source's own draws; higher quantiles differ by chance from net to net
+TWICE = 2.0  # AdaBN's distance, or the typical severity: the source is lost
+SPREAD = 0.8  # of all classes, effectively, that are predicted of an even target, or more
 
 
 def decide_calibrated(trial: Trial, calibration: Calibration, source: View) -> Decision:
@@ -48,8 +50,7 @@ def decide_shares(
     ground = _Ground(trial, calibration, source)
     way = Corrected(calibration.moments, given)
     off = ground.measured("distance_corrected", way.run(trial))
-    typical = calibration.typicality[-1]
-    fits = off < ground.off if calibration.features else ground.shift > typical
+    fits = off < ground.off if calibration.features else ground.shift > ground.typical
     if fits:
         return ground.decided(way, "corrected", GIVEN, NEARER, shares=given)
     return ground.decided(Source(), "source", GIVEN, NO_NEARER, shares=given)
@@ -67,6 +68,9 @@ NO_NEARER = (
     "statistics corrected for it bring the features no nearer to the source's classes than the "
     "source's statistics do."
 )
+APART = "the model's predictions lead to different mixes of classes, or to none that fits."
+LOST = "the images are too far from the source's for its statistics to be of use."
+SPREAD_OUT = "no class seems to be missing."
 
 
 class _Ground:
@@ -75,9 +79,10 @@ class _Ground:
     def __init__(self, trial: Trial, calibration: Calibration, source: View) -> None:
         self.trial, self.calibration, self.source = trial, calibration, source
         self.shift = severity(source.seen.plain, trial.stored)
+        self.typical = calibration.typicality[AT.index(TYPICAL_AT)]
         self.figures: dict[str, float | None] = {
             "severity": self.shift,
-            "severity_typical": calibration.typicality[-1],
+            "severity_typical": self.typical,
         }
         self.off = self.measured("distance_source", source)
 
@@ -139,28 +144,26 @@ def _by_maps(ground: _Ground, shown: MapShares) -> Decision:
 
 def _by_predictions(ground: _Ground) -> Decision:
     full = Full().run(ground.trial)
-    ground.measured("distance_full", full)
+    plain = ground.measured("distance_full", full)
     ground.figures["effective_classes_full"] = full.effective
-    found = agreed(ground.trial, ground.calibration, ground.source, full)
-    if found is None:
-        return _by_layers(ground, full)
-    ground.measured("distance_corrected", found.view)
-    ground.figures["starts_that_agree"] = float(found.support)
-    alike = f"{found.support} of 3 ways to the target's mix of classes come to the same."
-    shares = found.way.shares
-    if found.distance < BETTER * ground.off:
-        return ground.decided(found.way, "corrected", alike, NEARER, shares=shares)
-    return ground.decided(Source(), "source", alike, NO_NEARER, shares=shares)
-
-
-def _by_layers(ground: _Ground, full: View) -> Decision:
-    """Take the target's statistics where late layers do not see another mix than early ones."""
-    apart = "the model's predictions lead to different mixes of classes, or to none that fits."
-    alike = full.agreement(Early().run(ground.trial))
-    ground.figures["full_agrees_with_early"] = alike
-    if alike >= SEEMS_EVEN:
-        way, choice = whole(full)
-        name = "distance_full" if choice == "full" else "distance_balanced"
-        if ground.measured(name, way.run(ground.trial)) < BETTER * ground.off:
-            return ground.decided(way, choice, EVEN_LAYERS, FITS)
-    return ground.decided(Source(), "source", apart)
+    points = fixed_points(ground.trial, ground.calibration, ground.source)
+    found = agreed(points, full, plain)
+    why: tuple[str, ...] = (APART,)
+    shares = None
+    if found is not None:
+        way, shares = found.point.way, found.point.way.shares
+        ground.measured("distance_corrected", found.point.view)
+        ground.figures["starts_that_agree"] = float(found.support)
+        alike = f"{found.support} of 3 ways to the target's mix of classes come to the same."
+        if found.point.distance < BETTER * ground.off:
+            return ground.decided(way, "corrected", alike, NEARER, shares=shares)
+        if found.support == len(points) and ground.shift > ground.typical:
+            return ground.decided(way, "corrected", alike, MOVED, shares=shares)
+        why = alike, NO_NEARER
+    # A lost source model that is right is so by luck, by predicting the few classes that there are.
+    # Of these alone, AdaBN or the mix that its predictions lead to would show fewer than all.
+    lost = ground.off > TWICE * plain or ground.shift > TWICE * ground.typical
+    classes = min(full.effective, points[0].view.effective)
+    if lost and classes >= SPREAD * ground.calibration.classes:
+        return ground.decided(Full(), "full", LOST, SPREAD_OUT)
+    return ground.decided(Source(), "source", *why, shares=shares)

@@ -2,9 +2,10 @@
 
 A mix is sought as a fixed point: shares that the model predicts behind statistics corrected for
 those same shares. There can be several, so it is sought from three sides, and believed where two
-come to the same.
+come to nearly the same, or all three to about the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ ROUNDS = 8
 STEP = 0.7  # of the way to what is predicted, in a round
 STILL = 0.005  # change of the shares, summed, below which the rounds end
 SOFT = 4  # rounds that follow mean probabilities where the start is unsure; then counts
-SAME = 0.9  # of the predictions alike: two starts have come to the same
+ALL_SAME = 0.9  # of the predictions alike: three starts have come to the same
+TWO_SAME = 0.95  # the same of two, which can be alike by chance more easily
 TRUST = 0.3  # predictions alike with plain AdaBN's, below which nothing is believed
 BASE, SLOPE = 1.1, 0.5  # distance allowed against plain AdaBN's, the less the more they differ
 
@@ -32,39 +34,64 @@ class FixedPoint:
         way: statistics corrected for it.
         view: of the target behind them.
         distance: of the features to the source's classes.
-        support: how many of the three starts came to it.
     """
 
     way: Corrected
     view: View
     distance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Agreed:
+    """A fixed point that several starts come to.
+
+    Args:
+        point: that one.
+        support: how many of the three starts came to it.
+    """
+
+    point: FixedPoint
     support: int
 
 
-def agreed(trial: Trial, calibration: Calibration, source: View, full: View) -> FixedPoint | None:
-    """Return the fixed point that most starts come to and that fits, or None."""
-    starts = (
-        (calibration.moments.shares.numpy(), 0),
-        (Early().run(trial).probabilities.mean(0), SOFT),
-        (source.shares, 0),
+def fixed_points(
+    trial: Trial, calibration: Calibration, source: View
+) -> tuple[FixedPoint, FixedPoint, FixedPoint]:
+    """Return those that are come to from the source's mix, early layers, and its predictions."""
+    early = Early().run(trial).probabilities.mean(0)
+    return (
+        _followed(trial, calibration, calibration.moments.shares.numpy(), 0),
+        _followed(trial, calibration, early, SOFT),
+        _followed(trial, calibration, source.shares, 0),
     )
-    found = [_followed(trial, calibration, shares, soft) for shares, soft in starts]
-    limit = distance(calibration.features, full.seen.features)
-    best: FixedPoint | None = None
-    for way, view in found:
-        support = sum(view.agreement(other) >= SAME for _, other in found)
-        alike = full.agreement(view)
-        off = distance(calibration.features, view.seen.features)
-        if support < 2 or alike < TRUST or off > limit * (BASE - SLOPE * (1 - alike)):
+
+
+def agreed(points: Sequence[FixedPoint], full: View, limit: float) -> Agreed | None:
+    """Return the fixed point that most starts come to and that fits, or None.
+
+    Args:
+        points: where the starts led.
+        full: with plain AdaBN.
+        limit: the distance of its features to the source's classes.
+    """
+    best: Agreed | None = None
+    for point in points:
+        support = _support(point, points)
+        alike = full.agreement(point.view)
+        allowed = limit * (BASE - SLOPE * (1 - alike))
+        if support < 2 or alike < TRUST or point.distance > allowed:
             continue
-        if best is None or (support, -off) > (best.support, -best.distance):
-            best = FixedPoint(way, view, off, support)
+        nearer = best is None or (support, -point.distance) > (best.support, -best.point.distance)
+        best = Agreed(point, support) if nearer else best
     return best
 
 
-def _followed(
-    trial: Trial, calibration: Calibration, shares: Floats, soft: int
-) -> tuple[Corrected, View]:
+def _support(point: FixedPoint, points: Sequence[FixedPoint]) -> int:
+    alike = np.array([point.view.agreement(other.view) for other in points])
+    return len(points) if (alike >= ALL_SAME).all() else int((alike >= TWO_SAME).sum())
+
+
+def _followed(trial: Trial, calibration: Calibration, shares: Floats, soft: int) -> FixedPoint:
     """Follow q ← q + 0.7·(p − q), p being the shares predicted behind a correction for q."""
     for number in range(ROUNDS + 1):
         way = Corrected(calibration.moments, shares)
@@ -73,4 +100,4 @@ def _followed(
         if number == ROUNDS or np.abs(predicted - shares).sum() < STILL:
             break
         shares = shares + STEP * (predicted - shares)
-    return way, view
+    return FixedPoint(way, view, distance(calibration.features, view.seen.features))

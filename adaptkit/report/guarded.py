@@ -21,7 +21,6 @@ FIGURES = {
     "severity_typical": "severity up to which images are typical",
     "distance_source": "features' distance to the classes, source's statistics",
     "distance_full": "features' distance to the classes, AdaBN",
-    "distance_balanced": "features' distance to the classes, predicted ones alike",
     "distance_corrected": "features' distance to the classes, corrected",
     "map_explained": "of the mean image, explained by the classes'",
     "map_gain": "contrast of the mean image against the source's",
