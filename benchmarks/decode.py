@@ -43,7 +43,7 @@ SCRIPTS = {"script, update_bn on as many": False, "script, update_bn on all": Tr
 ADAPTS = "adaptkit adapt, where the guard adapts"
 CONTRAST = 0.3  # of the images that the model has seen, whose guard then adapts
 NETS = "efficientnet-lite0", "resnet18"  # whose predictions are compared, that runs in the race
-_ROUNDS = 3
+_ROUNDS = 2
 
 
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
