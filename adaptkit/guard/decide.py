@@ -129,15 +129,27 @@ def guarded_statistics(
 
     Args:
         model: left as it is.
-        loader: as for `estimate`, like all that follows but for two.
+        loader: as for `estimate`; it may be read twice.
         calibration: as for `decide`.
         shares: as for `decide`.
-        samples: for the statistics.
+        samples: for the statistics, as for `estimate`.
         tolerance: as for `decided_statistics`.
         mode: as there.
         resume: as there.
         options: prior, memory, layers, device, precision, forward, weight, on_bad, seed and
             progress.
+
+    Returns:
+        The decision, and what `decided_statistics` returns.
+
+    Raises:
+        EstimationError: as `decide`.
+
+    >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
+    >>> x = 3 + torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    >>> decision, seen, stored = guarded_statistics(net, [x])
+    >>> decision.adapts, stored is not None, bool((seen["0"].mean > 2.5).all())
+    (True, True, True)
     """
     trial = Trial(model, loader, samples=SAMPLES, keep=logits_alone, **options)
     decision = _decided(trial, calibration, shares)
