@@ -7,7 +7,7 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.machine import described
 from benchmarks.tables import PAGES, RESULTS, TABLES, as_markdown, filled
 
-PARTIAL = {"decode"}  # one round without one script, as its command says and the page
+PARTIAL = {"decode"}  # one round, agreement on fewer images, as its commands and the page say
 
 
 def test_the_pages_show_the_committed_results() -> None:
