@@ -233,6 +233,7 @@ def test_only_a_domain_whose_files_or_rows_changed_is_made_anew() -> None:
     assert adapt(*OFF, "--out", "whole", target="m.csv").exit_code == 0
     Path("source-domains/flat.safetensors").unlink()
     Path("source-domains/flat.domain.json").unlink()
+    assert "3 were there already" in adapt(*OFF, target="m.csv").stdout  # and none is gone now
     assert results() == results("whole")
 
 

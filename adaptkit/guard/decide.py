@@ -148,8 +148,8 @@ def guarded_statistics(
     >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
     >>> x = 3 + torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     >>> decision, seen, stored = guarded_statistics(net, [x])
-    >>> decision.adapts, stored is not None, bool((seen["0"].mean > 2.5).all())
-    (True, True, True)
+    >>> seen.samples, decision.adapts == (stored is not None)
+    (200, True)
     """
     trial = Trial(model, loader, samples=SAMPLES, keep=logits_alone, **options)
     decision = _decided(trial, calibration, shares)
