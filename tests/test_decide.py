@@ -267,8 +267,7 @@ class _Counted(Dataset[Tensor]):
         return self.x[index]
 
 
-@pytest.mark.parametrize("classes", [None, [3, 8], [1]])
-@pytest.mark.parametrize("prior", [0, 16])
+@pytest.mark.parametrize(("classes", "prior"), [(None, 0), ([3, 8], 16), ([1], 0)])
 @pytest.mark.parametrize(
     ("samples", "count", "again"), [(256, 897, False), (None, 120, False), (64, 897, True)]
 )
