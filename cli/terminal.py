@@ -106,7 +106,8 @@ def print_run(run: "Run") -> None:
         out.print(f"Kept the source's statistics, looking at {statistics.samples:,} {of}")
     else:
         chosen = f"{statistics.samples:,} of {run.images:,} {of}"
-        out.print(f"Adapted {len(statistics)} norm layers on {chosen}")
+        layers = "1 norm layer" if len(statistics) == 1 else f"{len(statistics)} norm layers"
+        out.print(f"Adapted {layers} on {chosen}")
     out.print(f"{of.capitalize()}: {run.report.details['prepared']}")
     if run.report.details["processes"] > 1:
         out.print(f"Processes: {run.report.details['processes']:,}")

@@ -180,7 +180,8 @@ def _done(details: Mapping[str, Any]) -> Iterator[str]:
         yield f"Kept the source's statistics on {images:,} images: the guard decided so."
     elif estimated is not None:
         layers = len((details.get("layers") or {}).get("adapted") or ())
-        yield f"Adapted {layers} norm layers on {estimated:,} of {images:,} images, without labels."
+        what = "1 norm layer" if layers == 1 else f"{layers} norm layers"
+        yield f"Adapted {what} on {estimated:,} of {images:,} images, without labels."
 
 
 def _gained(report: Report) -> Iterator[str]:
