@@ -145,6 +145,16 @@ def corruptions() -> tuple[str, ...]:
 
 
 def run_all(jobs: Sequence[Job], one: Callable[[Job], list[Row]]) -> pd.DataFrame:
+    """Run jobs as `every` does; return what `rows` gave them, and the machine.
+
+    Raises:
+        MissingDataError: there is no job, as the images for it are missing.
+    """
+    frame = _frame(every(jobs, one))
+    return frame if device().type == "cuda" else frame.assign(threads="1")
+
+
+def every(jobs: Sequence[Job], one: Callable[[Job], list[Row]]) -> list[Row]:
     """Run jobs on all cores, or on a GPU one after the other; return the rows in the jobs' order.
 
     Raises:
@@ -157,18 +167,18 @@ def run_all(jobs: Sequence[Job], one: Callable[[Job], list[Row]]) -> pd.DataFram
         for count, job in enumerate(jobs, 1):
             found[job] = one(job)
             say(count, len(jobs), job)
-        return _frame([found[job] for job in jobs])
-    found.update(run_on_cores(jobs, one))
-    return _frame([found[job] for job in jobs]).assign(threads="1")
+    else:
+        found.update(run_on_cores(jobs, one))
+    return [row for job in jobs for row in found[job]]
 
 
 _FIRST = ("case", "method", "seed", "architecture")
 _LAST = ("before", "after", "change", "ci_low", "ci_high", "samples", "seconds", "peak MiB")
 
 
-def _frame(found: Sequence[list[Row]]) -> pd.DataFrame:
+def _frame(found: Sequence[Row]) -> pd.DataFrame:
     """Return all rows: what a run is, then what it gave, then the machine."""
-    frame = pd.DataFrame([row for rows in found for row in rows])
+    frame = pd.DataFrame(found)
     frame["failed"] = frame.get("failed", None)
     factors = [c for c in frame.columns if c not in (*_FIRST, *_LAST, "failed")]
     frame = frame[[*_FIRST, *factors, *_LAST, "failed"]]

@@ -38,6 +38,11 @@ class Images:
         """1 for grey images, 3 for colour."""
         return self.x.shape[1]
 
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return int(self.y.max()) + 1
+
     def first(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the first test images, of 0 to 1, and their labels."""
         return self.test_x[:count].float() / 255, self.test_y[:count]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptkit.plotting import new_figure
@@ -84,7 +85,14 @@ def of_mix(labels: Tensor, mix: str, count: int, rng: np.random.Generator) -> Te
         present = int(mix.split()[0])
         shares = np.zeros(CLASSES)
         shares[rng.permutation(CLASSES)[:present]] = 1 / present
-    members = [rng.permutation(np.flatnonzero(labels.numpy() == k)) for k in range(CLASSES)]
+    return of_shares(labels, shares, count, rng)
+
+
+def of_shares(
+    labels: Tensor, shares: NDArray[np.float64], count: int, rng: np.random.Generator
+) -> Tensor:
+    """Return the same for classes of these shares, (K,), of which each image is drawn."""
+    members = [rng.permutation(np.flatnonzero(labels.numpy() == k)) for k in range(len(shares))]
     wanted = np.minimum(rng.multinomial(count, shares), [len(m) for m in members])
     chosen = np.concatenate([m[:n] for m, n in zip(members, wanted, strict=True)])
     return torch.from_numpy(rng.permutation(chosen))

@@ -8,7 +8,7 @@ from torch import nn
 
 from adaptkit.layers import Style
 from adaptkit.models import SmallCNN
-from benchmarks.images import CLASSES, Images
+from benchmarks.images import Images
 from benchmarks.machine import device
 from benchmarks.norm_net import ResidualNet, placements
 from benchmarks.norm_training import Condition, train
@@ -16,11 +16,15 @@ from benchmarks.norm_training import Condition, train
 STEPS = 500  # of 64 images
 QUICK_STEPS = 60
 
-# Names in the column `architecture` -> a net for images of so many channels.
-ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
-    "residual net, BN": lambda channels: ResidualNet(placements(1)["BN"], CLASSES, channels),
-    "residual net, IBN-a": lambda channels: ResidualNet(placements(1)["IBN-a"], CLASSES, channels),
-    "small CNN, BN": lambda channels: SmallCNN(channels, CLASSES, width=16),
+# Names in the column `architecture` -> a net for images of so many channels and classes.
+ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
+    "residual net, BN": lambda channels, classes: ResidualNet(
+        placements(1)["BN"], classes, channels
+    ),
+    "residual net, IBN-a": lambda channels, classes: ResidualNet(
+        placements(1)["IBN-a"], classes, channels
+    ),
+    "small CNN, BN": lambda channels, classes: SmallCNN(channels, classes, width=16),
 }
 PLAIN, IBN, SMALL = ARCHITECTURES
 
@@ -37,7 +41,7 @@ class Source:
 def trained(architecture: str, images: Images, seed: int, steps: int) -> Source:
     """Train a net from `seed` on the CPU, as the pool does on every machine; then move it."""
     torch.manual_seed(seed)
-    model = ARCHITECTURES[architecture](images.channels)
+    model = ARCHITECTURES[architecture](images.channels, images.classes)
     train(model, images, Condition(), steps, seed)
     style = Style.of(images.standardised(images.x[:1000].float() / 255))
     return Source(model.to(device()), images, style)

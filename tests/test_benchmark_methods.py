@@ -149,7 +149,7 @@ def test_what_raises_is_a_row(source: Source, monkeypatch: pytest.MonkeyPatch) -
     assert first["failed"] == "Expected more than 1 value"
     assert "after" not in first
     assert "failed" not in second
-    frame = harness._frame([[{"seed": 0, "architecture": "net", **first}], [second]])
+    frame = harness._frame([{"seed": 0, "architecture": "net", **first}, second])
     assert frame["after"].isna().tolist() == [True, False]
     assert frame["failed"].isna().tolist() == [False, True]
     assert {"torch", "processor", "device", "date"} < set(frame.columns)

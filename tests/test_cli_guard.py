@@ -95,7 +95,7 @@ def test_low_contrast_is_adapted_to_and_the_choice_is_told_everywhere(
     guard = said()["guard"]
     assert guard["mode"] == "auto"
     assert guard["followed"]
-    assert guard["choice"] in ("corrected", "full", "balanced")
+    assert guard["choice"] in ("corrected", "balanced", "early")
     assert guard["calibrated"] == calibrated
     assert guard["grounds"]
     assert guard["figures"]["severity"] > 0.3

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from adaptkit import Calibration, EstimationError, adapt, calibrate, estimate, evaluate
-from adaptkit.estimation.trial import Seen, Trial
-from adaptkit.guard import Decision, calibrated, decide, decided_statistics, guarded_statistics
+from adaptkit import Calibration, EstimationError, adapt, calibrate, evaluate
+from adaptkit.estimation.trial import Trial
+from adaptkit.guard import Decision, decide, decided_statistics, guarded_statistics
 from adaptkit.guard.calibrated import decide_calibrated
-from adaptkit.guard.class_features import distance
-from adaptkit.guard.fixed_points import FixedPoint, agreed, fixed_points
+from adaptkit.guard.fixed_point import fixed_point
 from adaptkit.guard.view import View
-from adaptkit.guard.ways import Balanced, Corrected, Early, Full, Source
+from adaptkit.guard.ways import Balanced, Early, Full, Source
 from adaptkit.norms import norm_layers, read
 
 
@@ -118,62 +117,17 @@ def test_without_maps_the_predictions_decide() -> None:
     data = target([3, 8], gain=0.3)
     decision = decide(net(), data, calibration=blind)
     assert decision.choice == "corrected"
-    assert "starts_that_agree" in decision.figures
+    assert decision.figures["forecast_corrected"] is not None
     assert accuracy(decision, data) > 0.85
     assert decide(net(), target([3, 8]), calibration=blind).choice == "source"
     assert decide(net(), target(gain=-1.0), calibration=replace(blind, features=None)).choice
 
 
-@pytest.mark.parametrize(
-    ("classes", "gain", "choice"),
-    [(None, 0.3, "full"), ([1], 0.3, "source"), ([3, 8], 0.3, "source"), (None, 1.0, "source")],
-)
-def test_without_agreement_a_lost_source_gives_way_where_no_class_is_missing(
-    monkeypatch: pytest.MonkeyPatch, classes: list[int] | None, gain: float, choice: str
-) -> None:
-    monkeypatch.setattr(calibrated, "agreed", lambda *_: None)
-    decision = decide(net(), target(classes, gain), calibration=replace(known(), maps=None))
-    assert decision.choice == choice
-    assert "starts_that_agree" not in decision.figures
-
-
-def test_three_starts_that_agree_outweigh_a_distance_where_the_images_have_moved() -> None:
-    trial = Trial(net(), target([0, 4, 6]))
-    source = Source().run(trial)
-    far = replace(known(), maps=None, typicality=(0.0,) * 4)
-    near = replace(far, typicality=(9.0,) * 4)
-    found = decide_calibrated(trial, far, source)
-    assert found.figures["starts_that_agree"] == 3
-    assert (found.figures["distance_corrected"] or 0) > (found.figures["distance_source"] or 0)
-    assert found.choice == "corrected"
-    assert decide_calibrated(trial, near, source).choice == "source"
-
-
-@pytest.mark.parametrize(("flipped", "support"), [(0, 3), (8, 3), (12, None)])
-def test_two_starts_have_to_be_more_alike_than_three(flipped: int, support: int | None) -> None:
-    moments = known().moments
-    classes = torch.arange(100) % 10
-
-    def point(wrong: int) -> FixedPoint:
-        predicted = (classes + (torch.arange(100) < wrong)) % 10
-        outputs = [nn.functional.one_hot(predicted, 10).float()]
-        view = View(Seen(estimate(net(), [target()[0][0]]), {}, outputs, None))
-        return FixedPoint(Corrected(moments, view.shares), view, 1.0)
-
-    points = [point(0), point(flipped), point(50 if flipped > 8 else 0)]
-    found = agreed(points, points[0].view, 1.0)
-    assert (found and found.support) == support
-
-
 def test_a_fixed_point_reproduces_itself() -> None:
     trial = Trial(net(), target([2, 5, 7], gain=0.4), samples="all")
-    source, full = Source().run(trial), Full().run(trial)
-    points = fixed_points(trial, known(), source)
-    found = agreed(points, full, distance(known().features, full.seen.features))
-    assert found is not None
-    way = found.point.way
+    way = fixed_point(trial, known().moments)
     assert abs(way.run(trial).shares - way.shares).sum() < 0.05
-    assert found.support >= 2
+    assert way.shares[[2, 5, 7]].sum() > 0.8
 
 
 def test_shares_that_are_known_are_used_and_weighed() -> None:

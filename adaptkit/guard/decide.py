@@ -58,11 +58,13 @@ def decide(
     In a job of several processes (see `adaptkit.distributed`) all get the first one's decision, on
     a sample of the data of all.
 
-    With a calibration the choice is among the source's statistics, plain AdaBN, and statistics
-    corrected for the target's mix of classes, which is estimated (see `ClassMix`). Without one it
-    is among the source's, those of the early layers, and those of all layers with every predicted
-    class counting alike. Of a model whose output is not logits of classes nothing is known but
-    whether its images are typical of the source.
+    The choice is among the source's statistics, those of the target in the early layers, and those
+    in all layers with every predicted class counting alike; with a calibration also statistics
+    corrected for the target's mix of classes (see `ClassMix`), which is estimated. Where the mean
+    image shows that mix, the calibration's own distances decide. Else a forecast does, learned of
+    what each choice changed in targets of the benchmarks that look like this one (see `Forecast`).
+    Of a model whose output is not logits of classes nothing is known but whether its images are
+    typical of the source.
 
     How often that is right, and where it is not: `python -m benchmarks guard`.
 

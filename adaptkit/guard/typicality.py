@@ -1,7 +1,7 @@
 """Whether a target's shift is one that another mix of classes could not have caused."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ _EPS = 1e-5
 DRAWS = 1000
 SIZE = 32  # images in a draw: few, so that the spread is that of the smallest targets
 AT = (0.5, 0.9, 0.95, 0.99)  # what `spread` gives quantiles at
+TYPICAL_AT = 0.95  # higher ones differ by chance from net to net
 
 
 def severity(moments: Mapping[str, Moments], stored: Mapping[str, Stored]) -> float:
@@ -45,6 +46,11 @@ def severity(moments: Mapping[str, Moments], stored: Mapping[str, Stored]) -> fl
         square = seen.variance() + (seen.mean - m).square()
         found.append(abs(math.log(float((square / (v + _EPS)).mean()) + _EPS)))
     return max(found)
+
+
+def typical(quantiles: Sequence[float]) -> float:
+    """Return the severity up to which images are typical, of what `spread` gave."""
+    return quantiles[AT.index(TYPICAL_AT)]
 
 
 @dataclass

@@ -76,7 +76,8 @@ class Corrected:
 
     def run(self, trial: Trial) -> View:
         """Run the model so over a trial's sample."""
-        return View(trial.run(ClassMix(self.moments, torch.from_numpy(self.shares))))
+        mix = ClassMix(self.moments, torch.from_numpy(self.shares))
+        return trial.once(self, lambda: View(trial.run(mix)))
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,11 @@ FIGURES = {
     "effective_classes": "classes in the target, effectively",
     "effective_classes_full": "classes that AdaBN predicts, effectively",
     "full_agrees_with_early": "predictions alike, all layers adapted and early ones",
-    "source_agrees": "predictions alike, source and adapted",
-    "starts_that_agree": "ways, of 3, that come to the same mix of classes",
+    "source_agrees": "predictions alike, source and all layers adapted",
+    "forecast_all": "forecast change of accuracy, all layers adapted",
+    "forecast_early": "forecast change of accuracy, early layers adapted",
+    "forecast_corrected": "forecast change of accuracy, corrected for the mix of classes",
+    "forecast_spread": "the spread of that forecast",
 }
 _SHARES_SHOWN = 5
 _LEAST_SHOWN = 0.01

@@ -1,0 +1,253 @@
+"""What adapting changes on 2,000 drawn targets, of which the guard's forecast is learned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.ensemble import ExtraTreesRegressor
+
+from adaptkit import Calibration
+from adaptkit.estimation.trial import Trial
+from adaptkit.guard.calibrated import LEAST as LEAST_CALIBRATED
+from adaptkit.guard.calibrated import calibrated_views, calibrated_ways
+from adaptkit.guard.evidence import calibrated_evidence, evidence
+from adaptkit.guard.fixed_point import fixed_point
+from adaptkit.guard.forecast import Forecast
+from adaptkit.guard.typicality import severity
+from adaptkit.guard.uncalibrated import CAUTION, NEAR, views_of
+from adaptkit.guard.uncalibrated import LEAST as LEAST_UNCALIBRATED
+from adaptkit.guard.view import View, logits_alone
+from adaptkit.guard.ways import Source
+from adaptkit.plotting import new_figure
+from benchmarks import drawn, harness
+from benchmarks.harness import Row
+from benchmarks.images import MissingDataError
+from benchmarks.label_shift import of_shares
+from benchmarks.machine import described, device
+from benchmarks.methods import MEMORY, known
+from benchmarks.nets import IBN, PLAIN, QUICK_STEPS, SMALL, STEPS, trained
+from benchmarks.spoiling import corrupt, installed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# None of what the guard is reported on.
+IMAGES = ("MNIST", "digits", *drawn.NAMES)
+CLEAN, INVERT = "clean", "invert"
+SIZES = (16, 32, 64, 128, 256)
+SEVERITIES = (2, 3, 4, 5)
+PRESENT = (0.0, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the classes, one at least
+DIRICHLET = 0.5
+HARM, MUCH = 0.01, 0.05
+LIMITS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1)
+TREES, LEAF, FEATURES = 60, 10, 0.7
+WAYS = {False: ("all", "early"), True: ("all", "early", "corrected")}  # by whether calibrated
+LEAST = {False: LEAST_UNCALIBRATED, True: LEAST_CALIBRATED}
+RESULT = Path(__file__).parent / "results" / "forecast.csv"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, and how many targets it meets."""
+
+    images: str
+    architecture: str
+    seed: int
+    steps: int
+    targets: int
+
+
+def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Meet 36 targets with each of 56 nets, seven for each of eight sets of images."""
+    if quick:
+        jobs = [Job(name, SMALL, 0, QUICK_STEPS, 6) for name in ("digits", "three shapes")]
+    else:
+        jobs = [
+            Job(images, architecture, seed, STEPS, 36)
+            for seed in range(3)
+            for images in _available()
+            for architecture in ((PLAIN, SMALL) if seed else (PLAIN, SMALL, IBN))
+        ]
+    frame = pd.DataFrame(harness.every(jobs, one)).assign(**described())
+    return frame, summary(frame)
+
+
+def _available() -> list[str]:
+    there = []
+    for name in IMAGES:
+        try:
+            drawn.named(name)
+        except MissingDataError as error:
+            raise MissingDataError(f"the forecast is learned on {name}, and {error}") from None
+        there.append(name)
+    return there
+
+
+def one(job: Job) -> list[Row]:
+    """Train one net; note the evidence of each target, and what each way changes."""
+    images = drawn.named(job.images)
+    source = trained(job.architecture, images, job.seed, job.steps)
+    rng = np.random.default_rng([IMAGES.index(job.images), job.seed, len(job.architecture)])
+    found = []
+    for number in range(job.targets):
+        corruption = str(rng.choice([CLEAN, INVERT, *installed()]))
+        shares, size = _shares(images.classes, rng), int(rng.choice(SIZES))
+        level = 0 if corruption in (CLEAN, INVERT) else int(rng.choice(SEVERITIES))
+        index = of_shares(images.test_y, shares, size, rng)
+        x, y = harness.taken(images, index)
+        spoilt = 1 - x if corruption == INVERT else corrupt(x, corruption, level, seed=number)
+        about = {
+            "case": job.images,
+            "method": "every way",
+            "seed": job.seed,
+            "architecture": job.architecture,
+            "corruption": corruption,
+            "level": level,
+            "classes": images.classes,
+            "present": int((shares > 0).sum()),
+            "even": bool((shares == 1 / images.classes).all()),
+            "samples": len(x),
+        }
+        batches = images.standardised(spoilt).to(device()).split(harness.BATCH)
+        trial = Trial(source.model, batches, samples="all", memory=MEMORY, keep=logits_alone)
+        found.append({**about, **_changes(trial, known(source), y.numpy())})
+    return found
+
+
+def _shares(classes: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    kind = rng.integers(len(PRESENT) + 1)
+    if kind == len(PRESENT):
+        return rng.dirichlet([DIRICHLET] * classes)
+    count = max(1, round(PRESENT[kind] * classes))
+    shares = np.zeros(classes)
+    shares[rng.permutation(classes)[:count]] = 1 / count
+    return shares
+
+
+def _changes(trial: Trial, own: Calibration, labels: NDArray[np.int64]) -> Row:
+    source = Source().run(trial)
+    point = fixed_point(trial, own.moments)
+    views = calibrated_views(trial, source, point)
+    shift = severity(source.seen.plain, trial.stored)
+
+    def accuracy(view: View) -> float:
+        return float((view.predictions == labels).mean())
+
+    row: Row = {"before": accuracy(source), "full": accuracy(views["full"])}
+    every = calibrated_ways(source, point)
+    row |= {way: accuracy(which.run(trial)) for way, (which, _) in every.items()}
+    row |= evidence(views_of(trial, source), shift)
+    return row | calibrated_evidence(views, shift, own)
+
+
+def names(frame: pd.DataFrame, calibrated: bool) -> list[str]:
+    """Return which columns are evidence."""
+    every = list(map(str, frame.columns))
+    last = "corrected far" if calibrated else "early classes"
+    return every[every.index("log samples") : every.index(last) + 1]
+
+
+def learned_of(frame: pd.DataFrame, calibrated: bool) -> Forecast:
+    """Return a forecast that is learned of these targets."""
+    inputs, outputs = names(frame, calibrated), WAYS[calibrated]
+    changes = frame[list(outputs)].sub(frame["before"], axis=0)
+    forest = ExtraTreesRegressor(
+        TREES, min_samples_leaf=LEAF, max_features=FEATURES, random_state=0
+    ).fit(frame[inputs].to_numpy(np.float32), changes.to_numpy())
+    trees = [tree.tree_ for tree in forest.estimators_]
+    sizes = [tree.node_count for tree in trees]
+    roots = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
+    leaf = np.concatenate([tree.children_left for tree in trees]) < 0
+    own = np.arange(len(leaf))
+    left, right = (
+        np.where(leaf, own, np.concatenate([getattr(tree, side) + root for tree, root in along]))
+        for side, along in (
+            (side, list(zip(trees, roots, strict=True)))
+            for side in ("children_left", "children_right")
+        )
+    )
+    values = np.concatenate([tree.value[:, :, 0] for tree in trees])
+    return Forecast(
+        tuple(inputs),
+        outputs,
+        roots,
+        np.where(leaf, 0, np.concatenate([tree.feature for tree in trees])).astype(np.int32),
+        np.where(leaf, 0, np.concatenate([tree.threshold for tree in trees])).astype(np.float32),
+        left.astype(np.int32),
+        right.astype(np.int32),
+        np.where(leaf[:, None], values, 0).astype(np.float32),
+    )
+
+
+def held_out(frame: pd.DataFrame, calibrated: bool) -> pd.DataFrame:
+    """Return each way's cautious forecast, learned of all sets of images but the target's own."""
+    parts = []
+    for name, own in frame.groupby("case", sort=False):
+        forecast = learned_of(frame[frame["case"] != name], calibrated)
+        told = forecast.each_tree(own[list(forecast.names)].to_numpy())
+        cautious = told.mean(1) - CAUTION * told.std(1)
+        parts.append(pd.DataFrame(cautious, own.index, list(forecast.ways)))
+    return pd.concat(parts).loc[frame.index]
+
+
+def _best(told: pd.DataFrame) -> NDArray[np.int64]:
+    return told.assign(all=told["all"] + NEAR).to_numpy().argmax(1)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what comes of a forecast at each limit, each set of images being new to it.
+
+    As in the benchmark `guard`: harm is an accuracy more than a point below the source's, regret is
+    against the better of source and plain AdaBN, kept is of plain AdaBN's gain on even corrupted
+    targets.
+    """
+    no_limit: Row = {"adapts above, points": None, "the guard's": ""}
+    found = [{"forecast": "none: AdaBN", **no_limit, **_figures(frame, frame["full"])}]
+    for calibrated, chosen in LEAST.items():
+        told = held_out(frame, calibrated)
+        each, best = np.arange(len(frame)), _best(told)
+        gained, expected = (
+            frame[list(told.columns)].to_numpy()[each, best],
+            told.to_numpy()[each, best],
+        )
+        for limit in LIMITS:
+            after = np.where(expected > limit, gained, frame["before"])
+            row: Row = {"forecast": "calibrated" if calibrated else "uncalibrated"}
+            row["adapts above, points"] = 100 * limit
+            row["the guard's"] = "yes" if limit == chosen else ""
+            found.append(row | _figures(frame, after))
+    return pd.DataFrame(found)
+
+
+def _figures(frame: pd.DataFrame, after: "pd.Series[float] | NDArray[np.float64]") -> Row:
+    change = np.asarray(after) - frame["before"].to_numpy()
+    full = frame["full"].to_numpy() - frame["before"].to_numpy()
+    even = frame["even"].to_numpy() & (frame["corruption"] != CLEAN).to_numpy()
+    gain = full[even].sum()
+    return {
+        "accuracy, %": round(100 * float((frame["before"] + change).mean()), 1),
+        "harm, %": round(100 * float((change < -HARM - 1e-9).mean()), 1),
+        "over 5 points, %": round(100 * float((change < -MUCH - 1e-9).mean()), 1),
+        "worst, points": round(100 * float(change.min()), 1),
+        "regret, points": round(100 * float((full.clip(0) - change).mean()), 1),
+        "kept, %": round(100 * change[even].sum() / gain, 1) if gain > 0 else None,
+        "targets": len(frame),
+    }
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """Draw what a way changed against what was forecast, each set of images being new to it."""
+    told = held_out(frame, calibrated=True)
+    drawn_ = new_figure(12, 4.5)
+    every = drawn_.subplots(1, 3, sharex=True, sharey=True)
+    for axes, way in zip(every, told.columns, strict=True):
+        change = 100 * (frame[way] - frame["before"])
+        axes.scatter(100 * told[way], change, s=4, alpha=0.4, linewidths=0)
+        axes.axvline(100 * LEAST[True], color="grey", linewidth=1)
+        axes.axhline(0, color="grey", linewidth=1)
+        axes.set(title=way, xlabel="forecast, cautiously, points")
+    drawn_.axes[0].set_ylabel("change of accuracy, points")
+    return drawn_
