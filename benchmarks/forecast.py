@@ -194,7 +194,7 @@ def held_out(frame: pd.DataFrame, calibrated: bool) -> pd.DataFrame:
 
 
 def _best(told: pd.DataFrame) -> NDArray[np.int64]:
-    return told.assign(all=told["all"] + NEAR).to_numpy().argmax(1)
+    return np.asarray(told.assign(all=told["all"] + NEAR).to_numpy().argmax(1))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -205,7 +205,10 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     targets.
     """
     no_limit: Row = {"adapts above, points": None, "the guard's": ""}
-    found = [{"forecast": "none: AdaBN", **no_limit, **_figures(frame, frame["full"])}]
+    found = [
+        {"forecast": f"none: {name}", **no_limit, **_figures(frame, frame[column])}
+        for name, column in (("source", "before"), ("AdaBN", "full"))
+    ]
     for calibrated, chosen in LEAST.items():
         told = held_out(frame, calibrated)
         each, best = np.arange(len(frame)), _best(told)

@@ -139,9 +139,10 @@ def test_a_set_of_images_is_forecast_by_others_alone(monkeypatch: pytest.MonkeyP
 def test_figures_of_limits() -> None:
     frame = table(400)
     found = summary(frame)
-    always = found.iloc[0]
+    never, always = found.iloc[0], found.iloc[1]
+    assert (never["harm, %"], never["kept, %"]) == (0, 0)
     assert (always["harm, %"], always["kept, %"]) == (0, 100)
-    for name, part in found.iloc[1:].groupby("forecast"):
+    for name, part in found.iloc[2:].groupby("forecast"):
         assert (part["the guard's"] == "yes").sum() == 1, name
         least, most = part.iloc[-1], part.iloc[0]
         assert least["accuracy, %"] <= most["accuracy, %"]
