@@ -82,7 +82,7 @@ def figures_of(views: Mapping[str, View], outlook: Mapping[str, Outlook]) -> dic
 
 def gains(expected: Outlook) -> str:
     """Say what is forecast of the way that is taken."""
-    return f"{ALIKE} {100 * expected.change:.0f} points of accuracy by this."
+    return f"{ALIKE} {100 * expected.change:.0f} points of accuracy by this, on average."
 
 
 MOVED = "no mix of the source's classes would move the images' statistics so far."
