@@ -69,6 +69,8 @@ def table(count: int, seed: int = 0) -> pd.DataFrame:
         "case": rng.choice(["a", "b", "c", "d"], count),
         "corruption": rng.choice(["fog", "clean"], count),
         "even": rng.random(count) < 0.5,
+        "classes": rng.choice([3, CLASSES], count),
+        "samples": rng.choice([16, 32], count),
         "before": before,
         "full": before + 0.1,
         "all": before - 0.1,
@@ -142,6 +144,7 @@ def test_figures_of_limits() -> None:
     never, always = found.iloc[0], found.iloc[1]
     assert (never["harm, %"], never["kept, %"]) == (0, 0)
     assert (always["harm, %"], always["kept, %"]) == (0, 100)
+    assert not found[forecast.ALIKE].equals(found["harm, %"])
     for name, part in found.iloc[2:].groupby("forecast"):
         assert (part["the guard's"] == "yes").sum() == 1, name
         least, most = part.iloc[-1], part.iloc[0]
