@@ -87,7 +87,7 @@ def record(name: str = "source-adapted.json") -> dict[str, object]:
 
 def test_class_folders(here: Path) -> None:
     source = (here / "source.pt").read_bytes()
-    result = adapt()
+    result = adapt("--guard", "off")
     assert result.exit_code == 0, result.output
     assert "Adapted 4 norm layers on 36 of 36 images" in result.stdout
     written = result.stdout.split("Wrote")[1].split()
@@ -116,7 +116,7 @@ def test_class_folders(here: Path) -> None:
 
 
 def test_the_adapted_file_holds_the_definition(here: Path) -> None:
-    assert adapt("--batch-size", "5").exit_code == 0
+    assert adapt("--batch-size", "5", "--guard", "off").exit_code == 0
     source, adapted = load_checkpoint("source.pt"), load_checkpoint("source-adapted.pt")
     x = torch.cat([batch[0] for batch in image_folder("target", transform=GREY, classes=CLASSES)])
     truth = by_definition(source.model, list(norm_layers(source.model)), x)
@@ -133,7 +133,7 @@ def test_without_labels_there_is_no_accuracy(here: Path, nested: bool) -> None:
         (here / "flat").rename(here / "night")
         (here / "flat").mkdir()
         (here / "night").rename(here / "flat" / "night")
-    result = adapt(target="flat")
+    result = adapt("--guard", "off", target="flat")
     assert result.exit_code == 0, result.output
     assert "No labels, so the accuracy is not known" in result.stdout
     metrics = set(pd.read_csv("source-adapted.csv").metric)
