@@ -1,6 +1,5 @@
 """What adapting changes on 2,000 drawn targets, of which the guard's forecast is learned."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +22,10 @@ from adaptkit.guard.view import View, logits_alone
 from adaptkit.guard.ways import Source
 from adaptkit.plotting import new_figure
 from benchmarks import drawn, harness
-from benchmarks.guard import CORRUPTIONS, HARM, MUCH
+from benchmarks.guard import CORRUPTIONS, INVERT, Job, figures_of
 from benchmarks.harness import Row
 from benchmarks.images import CLASSES, MissingDataError
-from benchmarks.label_shift import of_shares
+from benchmarks.label_shift import CLEAN, of_shares
 from benchmarks.machine import described, device
 from benchmarks.methods import MEMORY, known
 from benchmarks.nets import IBN, PLAIN, QUICK_STEPS, SMALL, STEPS, trained
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 # None of what the guard is reported on.
 IMAGES = ("MNIST", "digits", *drawn.NAMES)
-CLEAN, INVERT = "clean", "invert"
 SIZES = (16, 32, 64, 128, 256)
 SEVERITIES = (2, 3, 4, 5)
 PRESENT = (0.0, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the classes, one at least
@@ -51,41 +49,28 @@ LEAST = {False: LEAST_UNCALIBRATED, True: LEAST_CALIBRATED}
 RESULT = Path(__file__).parent / "results" / "forecast.csv"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training, and how many targets it meets."""
-
-    images: str
-    architecture: str
-    seed: int
-    steps: int
-    targets: int
-
-
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Meet 36 targets with each of 56 nets, seven for each of eight sets of images."""
     if quick:
         jobs = [Job(name, SMALL, 0, QUICK_STEPS, 6) for name in ("digits", "three shapes")]
     else:
+        _check_images()
         jobs = [
             Job(images, architecture, seed, STEPS, 36)
             for seed in range(3)
-            for images in _available()
+            for images in IMAGES
             for architecture in ((PLAIN, SMALL) if seed else (PLAIN, SMALL, IBN))
         ]
     frame = pd.DataFrame(harness.every(jobs, one)).assign(**described())
     return frame, summary(frame)
 
 
-def _available() -> list[str]:
-    there = []
+def _check_images() -> None:
     for name in IMAGES:
         try:
             drawn.named(name)
         except MissingDataError as error:
             raise MissingDataError(f"the forecast is learned on {name}, and {error}") from None
-        there.append(name)
-    return there
 
 
 def one(job: Job) -> list[Row]:
@@ -237,19 +222,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _figures(frame: pd.DataFrame, after: "pd.Series[float]") -> Row:
-    change = after.to_numpy() - frame["before"].to_numpy()
-    full = frame["full"].to_numpy() - frame["before"].to_numpy()
-    even = frame["even"].to_numpy() & (frame["corruption"] != CLEAN).to_numpy()
-    gain = full[even].sum()
-    return {
-        "accuracy, %": round(100 * float((frame["before"] + change).mean()), 1),
-        "harm, %": round(100 * float((change < -HARM - 1e-9).mean()), 1),
-        "over 5 points, %": round(100 * float((change < -MUCH - 1e-9).mean()), 1),
-        "worst, points": round(100 * float(change.min()), 1),
-        "regret, points": round(100 * float((full.clip(0) - change).mean()), 1),
-        "kept, %": round(100 * change[even].sum() / gain, 1) if gain > 0 else None,
-        "targets": len(frame),
-    }
+    even = frame["even"] & (frame["corruption"] != CLEAN)
+    before, full = frame["before"].to_numpy(np.float64), frame["full"].to_numpy(np.float64)
+    return figures_of(before, np.asarray(after, np.float64), full, even.to_numpy(bool))
 
 
 def figure(frame: pd.DataFrame) -> "Figure":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from adaptkit.plotting import new_figure
 from benchmarks import figures, harness, methods
@@ -41,6 +42,7 @@ MIXES = (BALANCED, "7 classes", "5 classes", "3 classes", "2 classes", "1 class"
 SIZES = (32, 200, 1500)
 SEVERITIES = (2, 3, 4, 5)
 TRUE = "corrected for the true shares"
+Floats = NDArray[np.float64]
 HARM, MUCH = 0.01, 0.05  # of accuracy below the source's
 
 
@@ -136,18 +138,30 @@ def _figures(rows: pd.DataFrame, every: pd.DataFrame) -> Row:
     after = rows.set_index(_TARGET)["after"]
     exact = every[every["method"] == EXACT].set_index(_TARGET)["after"]
     before = rows.set_index(_TARGET)["before"]
-    change = after - before
-    regret = np.maximum(before, exact.reindex(before.index)) - after
     level = after.index.get_level_values
     even = (level("classes") == BALANCED) & ~np.isin(level("corruption"), [CLEAN])
-    gain = (exact.reindex(before.index) - before)[even].sum()
+    full = exact.reindex(before.index)
+    return figures_of(before.to_numpy(), after.to_numpy(), full.to_numpy(), np.asarray(even))
+
+
+def figures_of(before: Floats, after: Floats, full: Floats, even: NDArray[np.bool_]) -> Row:
+    """Return what `summary` says of targets, of accuracies on each.
+
+    Args:
+        before: of the source.
+        after: of what is judged.
+        full: of plain AdaBN.
+        even: which targets are corrupted and have all classes alike.
+    """
+    change, regret = after - before, np.maximum(before, full) - after
+    gain = (full - before)[even].sum()
     return {
-        "accuracy, %": round(100 * after.mean(), 1),
-        "harm, %": round(100 * (change < -HARM - 1e-9).mean(), 1),
-        "over 5 points, %": round(100 * (change < -MUCH - 1e-9).mean(), 1),
-        "worst, points": round(100 * change.min(), 1),
-        "regret, points": round(100 * regret.mean(), 1),
-        "kept, %": round(100 * change[even].sum() / gain, 1) if gain > 0 else None,
+        "accuracy, %": round(100 * float(after.mean()), 1),
+        "harm, %": round(100 * float((change < -HARM - 1e-9).mean()), 1),
+        "over 5 points, %": round(100 * float((change < -MUCH - 1e-9).mean()), 1),
+        "worst, points": round(100 * float(change.min()), 1),
+        "regret, points": round(100 * float(regret.mean()), 1),
+        "kept, %": round(100 * float(change[even].sum() / gain), 1) if gain > 0 else None,
         "targets": len(after),
     }
 
