@@ -174,9 +174,9 @@ NO = Outlook(-1.0, 0.0)
     [
         ({"all": Outlook(0.2, 0.1), "early": NO}, 60, "balanced"),
         ({"all": Outlook(0.2, 0.1), "early": NO}, 29, "full"),
-        ({"all": Outlook(0.2, 0.1), "early": Outlook(0.19, 0.0)}, 60, "early"),  # less doubt
+        ({"all": Outlook(0.2, 0.2), "early": Outlook(0.19, 0.0)}, 60, "early"),  # less doubt
         ({"all": Outlook(0.2, 0.1), "early": Outlook(0.16, 0.0)}, 60, "balanced"),  # near
-        ({"all": Outlook(0.2, 0.4), "early": NO}, 60, "source"),  # too much of it
+        ({"all": Outlook(0.2, 0.8), "early": NO}, 60, "source"),  # too much of it
         ({"all": Outlook(LEAST, 0.0), "early": NO}, 60, "source"),  # too little
         ({"all": Outlook(0.9, 0.0), "early": NO}, 7, "source"),  # too few images
     ],

@@ -15,7 +15,7 @@ FEWEST_IMAGES = 8  # of which fewer show nothing but themselves
 FEWEST = 3  # images a class that it takes to let the classes count alike
 FLOOR = 0.3  # of a class's part of an even target
 ROUNDS = 3
-CAUTION = 0.5  # spreads of a forecast that are taken off it
+CAUTION = 0.25  # spreads of a forecast that are taken off it
 NEAR = 0.02  # of the best forecast, for all layers to be adapted, as AdaBN does
 # The least gain in accuracy to adapt for, a point or more: such that at most 7% of targets lose a
 # point, of ten classes of images that the forecast was not learned on (`benchmarks forecast`).
