@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("domains")
     digits.save(folder / "source.pt", CLASSES)
     write_domain(folder / "domains" / "clean", 1.0, 0)
-    write_domain(folder / "domains" / "dark", 0.2, 100)
+    write_domain(folder / "domains" / "dark", 0.3, 100)
     write_domain(folder / "domains" / "flat", 0.3, 200, labels=False)
     return folder
 
