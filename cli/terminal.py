@@ -154,7 +154,6 @@ def _print_guard(out: Console, report: "Report") -> None:
 
 def print_calibrated(found: "Calibrated") -> None:
     """Print what a checkpoint now knows of its own domain, and at what cost."""
-    from adaptkit.guard.calibrated import CERTAIN as TELLING
     from adaptkit.report.wording import told
 
     out = console()
@@ -169,7 +168,7 @@ def print_calibrated(found: "Calibrated") -> None:
         f"up to {known.typicality[-1]:.2f} is typical"
     )
     maps = known.maps
-    if maps is not None and maps.error <= TELLING:
+    if maps is not None and maps.tell:
         said = "Mean images tell the classes apart: a target's mix of classes shows in its own"
     else:
         said = "Mean images do not tell the classes apart: predictions tell the mix of classes"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptkit.guard.class_maps import ClassMaps, in_places, mean_map
+from adaptkit.guard.class_maps import ClassMaps, error_of_equal_shares, in_places, mean_map
 
 K = 4
 
@@ -106,3 +106,20 @@ def test_the_order_of_samples_and_a_class_without_a_second_sample_do_no_harm() -
     first = np.flatnonzero(labels == 0)[0]
     kept = (labels != 0) | (np.arange(200) == first)
     assert np.isfinite(ClassMaps.of(places[kept], labels[kept], 10).error)
+
+
+@pytest.mark.parametrize("k", [2, 3, 10])
+def test_maps_of_images_without_their_class_in_them_tell_nothing(k: int) -> None:
+    rng = np.random.default_rng(k)
+    labels = rng.integers(0, k, 900)
+    noise = rng.normal(size=(900, 1, 8, 8))
+    assert not ClassMaps.of(noise, labels, k).tell
+    signs = rng.normal(size=(k, 1, 8, 8))
+    assert ClassMaps.of(noise + signs[labels], labels, k).tell
+
+
+@given(st.integers(2, 40))
+def test_equal_shares_are_off_by_what_mixes_at_random_say(k: int) -> None:
+    drawn = np.random.default_rng(0).dirichlet(np.full(k, 0.5), 4000)
+    off = np.abs(drawn - 1 / k).sum(1)
+    assert error_of_equal_shares(k) == pytest.approx(off.mean(), abs=5 * off.std() / 4000**0.5)

@@ -35,7 +35,6 @@ from adaptkit.guard.uncalibrated import (
 from adaptkit.guard.view import Floats, View, effective
 from adaptkit.guard.ways import Corrected, Full, Source, Way
 
-CERTAIN = 0.6  # largest error of shares that maps gave of the source itself, for them to be used
 EXPLAINED = 0.7  # of the target's mean map, by the classes' maps
 FEW = 3.0  # classes, effectively, up to which the source may be right in predicting few
 CLOSE = 0.5  # of shares to each other, summed: the source predicts what the maps show
@@ -113,7 +112,7 @@ def _of_maps(trial: Trial, calibration: Calibration) -> MapShares | None:
     maps = calibration.maps
     places = [places_of(batch) for batch in trial.batches]
     known = [part for part in places if part is not None and maps is not None]
-    if maps is None or len(known) < len(places) or maps.error > CERTAIN:
+    if maps is None or len(known) < len(places) or not maps.tell:
         return None
     if any(part.shape[1:] != maps.maps.shape[1:] for part in known):
         return None

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 from numpy.typing import NDArray
+from scipy.special import betaln, xlogy
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,6 +15,8 @@ Floats = NDArray[np.float64]
 SIDE = 14  # places along an axis that an input is averaged down to
 LEAST = 0.1  # of the largest share, below which a class is taken for absent
 DRAWS, SIZE = 30, 200  # mixes of the source that `error` is measured on, and images in each
+DIRICHLET = 0.5  # that these mixes are drawn from
+CERTAIN = 0.6  # of the error of equal shares, up to which maps tell of a mix
 
 
 class MapShares(NamedTuple):
@@ -65,12 +68,22 @@ class ClassMaps:
         others = [np.flatnonzero(~half & (labels == c)) for c in known]
         errors = []
         for _ in range(DRAWS):
-            counts = rng.multinomial(SIZE, rng.dirichlet(np.full(len(known), 0.5)))
+            counts = rng.multinomial(SIZE, rng.dirichlet(np.full(len(known), DIRICHLET)))
             drawn = [rng.choice(o, n) for o, n in zip(others, counts, strict=True)]
             found = _fitted(mean_map(places[np.concatenate(drawn)]), maps)
             errors.append(np.abs(found.shares - counts / SIZE).sum())
         whole = np.stack([mean_map(places[labels == c]) for c in range(k)])
         return cls(whole, float(np.mean(errors)))
+
+    @property
+    def tell(self) -> bool:
+        """Whether the maps tell of a mix: more than taking all shares for equal does.
+
+        >>> few, many = np.zeros((3, 1, 14, 14)), np.zeros((10, 1, 14, 14))
+        >>> ClassMaps(few, 0.5).tell, ClassMaps(many, 0.5).tell
+        (False, True)
+        """
+        return self.error <= CERTAIN * error_of_equal_shares(len(self.maps))
 
     def shares(self, seen: Floats) -> MapShares:
         """Fit a mean map, (C, …), by m ≈ g·Σ_k q_k·μ_k with q_k ≥ 0, Σq = 1 and g of either sign.
@@ -85,6 +98,21 @@ class ClassMaps:
         ([0.75, 0.25], 3.0)
         """
         return _fitted(seen, self.maps)
+
+
+def error_of_equal_shares(k: int) -> float:
+    """Return the mean of Σ|1/K − q| over the mixes q that `ClassMaps.error` is measured on.
+
+    K times the mean absolute deviation of a share, which is distributed as Beta(α, (K − 1)·α):
+    2·α^α·β^β / (B(α, β)·(α + β)^(α + β + 1)), Johnson, Kotz & Balakrishnan 1995, vol. 2, ch. 25.
+
+    >>> [round(error_of_equal_shares(k), 2) for k in (2, 3, 10, 1000)]
+    [0.64, 0.77, 0.92, 0.97]
+    """
+    a, b = DIRICHLET, DIRICHLET * (k - 1)
+    total = a + b
+    log = xlogy(a, a) + xlogy(b, b) - betaln(a, b) - xlogy(total + 1, total)
+    return float(2 * k * np.exp(log))
 
 
 def in_places(x: Tensor) -> Floats | None:
