@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adaptkit.plotting import new_figure
 from benchmarks import figures, harness, methods
+from benchmarks.drawn.some import some
 from benchmarks.harness import Row, Target
-from benchmarks.images import CLASSES, named
-from benchmarks.label_shift import BALANCED, CLEAN, DIRICHLET, of_mix
+from benchmarks.images import Images, named
+from benchmarks.label_shift import BALANCED, CLEAN, DIRICHLET, of_mix, of_shares
 from benchmarks.methods import CALIBRATED, ENTROPY, EXACT, GUARD, NONE
 from benchmarks.nets import PLAIN, QUICK_STEPS, SMALL, STEPS, trained
 from benchmarks.spoiling import corrupt
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 
 # The images that the guard's constants were chosen on, and those that it is judged by.
 CHOSEN_ON, REPORTED = ("MNIST", "digits"), ("Fashion-MNIST", "colour digits")
+# Nets of a few classes of those that it is judged by: of what, and which classes.
+FEW = {
+    "two of Fashion-MNIST": ("Fashion-MNIST", (0, 6)),
+    "three of Fashion-MNIST": ("Fashion-MNIST", (0, 3, 4)),
+    "two of colour digits": ("colour digits", (3, 8)),
+    "three of colour digits": ("colour digits", (4, 7, 9)),
+}
 INVERT = "invert"
 # Gains and offsets, with what of them clips, then what is neither.
 CORRUPTIONS = (
@@ -39,8 +48,11 @@ CORRUPTIONS = (
     "elastic",
 )
 MIXES = (BALANCED, "7 classes", "5 classes", "3 classes", "2 classes", "1 class", DIRICHLET)
+ALIKE, ALONE = "all classes", "1 class"
+MIXES_OF_FEW = (ALIKE, ALONE, DIRICHLET)
 SIZES = (32, 200, 1500)
 SEVERITIES = (2, 3, 4, 5)
+SEEDS_OF_FEW = 2
 TRUE = "corrected for the true shares"
 Floats = NDArray[np.float64]
 HARM, MUCH = 0.01, 0.05  # of accuracy below the source's
@@ -58,7 +70,10 @@ class Job:
 
 
 def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draw targets from 11 corruptions x 7 mixes of classes x 3 sizes for 24 nets."""
+    """Draw targets from 11 corruptions x 7 mixes of classes x 3 sizes for 24 nets.
+
+    And from 11 x 3 x 3 for 16 nets of two or three classes.
+    """
     there = harness.available(*CHOSEN_ON, *REPORTED)
     if quick:
         jobs = [Job("digits", SMALL, 0, QUICK_STEPS, 4)]
@@ -66,8 +81,9 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         jobs = [
             Job(images, architecture, seed, STEPS, 18)
             for seed in range(3)
-            for images in there
+            for images in (*there, *(few for few, (of, _) in FEW.items() if of in there))
             for architecture in (PLAIN, SMALL)
+            if images in there or seed < SEEDS_OF_FEW
         ]
     frame = harness.run_all(jobs, one)
     return frame, summary(frame)
@@ -75,27 +91,28 @@ def run(quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def one(job: Job) -> list[Row]:
     """Train one net and let every method choose on every target."""
-    images = named(job.images)
+    images = _images(job.images)
     source = trained(job.architecture, images, job.seed, job.steps)
     rng = np.random.default_rng([job.seed, (PLAIN, SMALL).index(job.architecture)])
-    pairs = [(corruption, mix) for corruption in CORRUPTIONS for mix in MIXES]
+    mixes = MIXES_OF_FEW if job.images in FEW else MIXES
+    pairs = [(corruption, mix) for corruption in CORRUPTIONS for mix in mixes]
     found = []
     for number in rng.permutation(len(pairs))[: job.targets]:
         corruption, mix = pairs[number]
         size, severity = int(rng.choice(SIZES)), int(rng.choice(SEVERITIES))
-        index = of_mix(images.test_y, mix, size, rng)
+        index = (_of_few if job.images in FEW else of_mix)(images.test_y, mix, size, rng)
         x, y = harness.taken(images, index)
         spoilt = (
             1 - x
             if corruption == INVERT
             else corrupt(x, corruption, 0 if corruption == CLEAN else severity, seed=int(number))
         )
-        shares = torch.bincount(y, minlength=CLASSES).double() / len(y)
+        shares = torch.bincount(y, minlength=images.classes).double() / len(y)
         chosen = methods.installed(NONE, EXACT, ENTROPY, GUARD, CALIBRATED)
         chosen[TRUE] = partial(methods.corrected, shares.tolist())
         about = {
             "images": job.images,
-            "half": "reported" if job.images in REPORTED else "chosen on",
+            "half": _half(job.images),
             "corruption": corruption,
             "severity": severity if corruption not in (CLEAN, INVERT) else 0,
             "classes": mix,
@@ -104,6 +121,29 @@ def one(job: Job) -> list[Row]:
         target = Target(job.images, spoilt, y, about)
         found += harness.rows(source, target, chosen, lambda out, _: {"choice": out.choice})
     return [{"seed": job.seed, "architecture": job.architecture, **row} for row in found]
+
+
+def _images(name: str) -> Images:
+    if name not in FEW:
+        return named(name)
+    of, classes = FEW[name]
+    return some(name, named(of), classes)
+
+
+def _half(name: str) -> str:
+    if name in FEW:
+        return "reported, few classes"
+    return "reported" if name in REPORTED else "chosen on"
+
+
+def _of_few(labels: Tensor, mix: str, count: int, rng: np.random.Generator) -> Tensor:
+    k = int(labels.max()) + 1
+    shares = {
+        ALIKE: np.full(k, 1 / k),
+        ALONE: rng.permutation(np.eye(k)[0]),
+        DIRICHLET: rng.dirichlet([0.5] * k),
+    }
+    return of_shares(labels, shares[mix], count, rng)
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +179,7 @@ def _figures(rows: pd.DataFrame, every: pd.DataFrame) -> Row:
     exact = every[every["method"] == EXACT].set_index(_TARGET)["after"]
     before = rows.set_index(_TARGET)["before"]
     level = after.index.get_level_values
-    even = (level("classes") == BALANCED) & ~np.isin(level("corruption"), [CLEAN])
+    even = level("classes").isin([BALANCED, ALIKE]) & ~np.isin(level("corruption"), [CLEAN])
     full = exact.reindex(before.index)
     return figures_of(before.to_numpy(), after.to_numpy(), full.to_numpy(), np.asarray(even))
 

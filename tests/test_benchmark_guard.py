@@ -9,6 +9,7 @@ from benchmarks import guard
 from benchmarks.images import CLASSES, MissingDataError, named
 from benchmarks.label_shift import of_mix
 from benchmarks.methods import CALIBRATED, EXACT, NONE
+from benchmarks.nets import SMALL
 
 
 @pytest.mark.parametrize(("mix", "present"), [("10 classes", 10), ("3 classes", 3), ("1 class", 1)])
@@ -84,3 +85,14 @@ def test_colour_digits_are_colour_and_differ_from_each_other() -> None:
     assert grey > 10  # channels differ
     means = images.x[:200].float().mean((2, 3))
     assert means.std(0).min() > 15  # and so do images
+
+
+def test_nets_of_few_classes_meet_mixes_of_these() -> None:
+    try:
+        found = pd.DataFrame(guard.one(guard.Job("three of colour digits", SMALL, 0, 5, 3)))
+    except MissingDataError:
+        pytest.skip("MNIST is missing")
+    assert set(found["half"]) == {"reported, few classes"}
+    assert set(found["classes"]) <= set(guard.MIXES_OF_FEW)
+    assert found.groupby("method").size().unique().tolist() == [3]
+    assert "failed" not in found
