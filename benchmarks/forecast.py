@@ -1,4 +1,4 @@
-"""What adapting changes on 5,640 drawn targets: the guard's forecast is learned of 4,200 of them."""
+"""What adapting changes on 5,640 drawn targets; the guard's forecasts learn of 4,200 of them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
