@@ -91,6 +91,28 @@ def test_inverted_digits_are_left_alone_by_the_sign_of_the_gain() -> None:
     assert (decision.figures["map_gain"] or 0) < 0
 
 
+def two_classes() -> tuple[nn.Module, Calibration]:
+    """Return the net with its outputs for 4 and 9 alone, and a calibration."""
+    model = digits_copy()
+    last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+    last.weight = nn.Parameter(last.weight[[4, 9]])
+    last.bias = nn.Parameter(last.bias[[4, 9]])
+    x, y = digits.images()
+    kept = torch.isin(y[:400], torch.tensor([4, 9]))
+    return model, calibrate(model, [(2 * x[:400][kept] - 1, (y[:400][kept] == 9).long())])
+
+
+def test_of_two_classes_that_are_both_there_none_is_missing() -> None:
+    model, own = two_classes()
+
+    def grounds(classes: list[int], gain: float = 1.0) -> str:
+        return " ".join(decide(model, target(classes, gain), calibration=own).grounds)
+
+    assert "few classes" not in grounds([4, 9])
+    assert "few classes" in grounds([4])
+    assert "light and dark" in grounds([4, 9], gain=-1.0)
+
+
 @pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("classes", [None, [0, 4, 6]])
 def test_labels_have_no_say(calibrated: bool, classes: list[int] | None) -> None:

@@ -38,6 +38,7 @@ from adaptkit.guard.ways import Corrected, Full, Source, Way
 
 EXPLAINED = 0.7  # of the target's mean map, by the classes' maps
 FEW = 3.0  # classes, effectively, up to which the source may be right in predicting few
+MOST = 0.9  # of the classes, effectively, above which none is missing
 CLOSE = 0.5  # of shares to each other, summed: the source predicts what the maps show
 NEAR = 1.0  # of shares to the source's own, summed: maps that err may show such, so AdaBN may do
 CLEARLY = 0.8  # of the corrected statistics' distance, for plain AdaBN to be taken in their place
@@ -128,16 +129,16 @@ def _by_maps(ground: _Ground, shown: MapShares) -> Decision:
         ground.source,
         shown.shares,
     )
-    classes = effective(shares)
+    classes, few = effective(shares), min(FEW, MOST * calibration.classes)
     ground.figures |= {
         "map_explained": shown.explained,
         "map_gain": shown.gain,
         "effective_classes": classes,
     }
-    if shown.gain <= 0 and classes > FEW:
+    if shown.gain <= 0 and classes > few:
         inverted = "light and dark have changed places, which statistics cannot set right."
         return ground.decided(Source(), "source", inverted, shares=shares)
-    if classes <= FEW and np.abs(source.shares - shares).sum() <= CLOSE:
+    if classes <= few and np.abs(source.shares - shares).sum() <= CLOSE:
         right = "there are few classes in the target, and the source model predicts just those."
         return ground.decided(Source(), "source", SHOWN, right, shares=shares)
     way, whole = Corrected(calibration.moments, shares), Full()
