@@ -60,6 +60,7 @@ TABLES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "label-shift": ("label-shift", label_shift.summary),
     "label-shift-clean": ("label-shift", label_shift.on_clean),
     "forecast": ("forecast", forecast.summary),
+    "forecast-bound": ("forecast", forecast.bound),
     "guard": ("guard", guard.summary),
     "guard-images": ("guard", guard.by_images),
     "guard-harmed": ("guard", guard.harmed),

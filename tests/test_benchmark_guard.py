@@ -89,10 +89,10 @@ def test_colour_digits_are_colour_and_differ_from_each_other() -> None:
 
 def test_nets_of_few_classes_meet_mixes_of_these() -> None:
     try:
-        found = pd.DataFrame(guard.one(guard.Job("three of colour digits", SMALL, 0, 5, 3)))
+        found = pd.DataFrame(guard.one(guard.Job("three of colour digits", SMALL, 0, 5, 2)))
     except MissingDataError:
         pytest.skip("MNIST is missing")
     assert set(found["half"]) == {"reported, few classes"}
     assert set(found["classes"]) <= set(guard.MIXES_OF_FEW)
-    assert found.groupby("method").size().unique().tolist() == [3]
+    assert found.groupby("method").size().unique().tolist() == [2]
     assert "failed" not in found

@@ -74,6 +74,7 @@ def table(count: int, seed: int = 0) -> pd.DataFrame:
         "learned": True,
         "classes": rng.choice([3, CLASSES, 20], count),
         "samples": rng.choice([16, 32], count),
+        "present": 1,
         "before": before,
         "full": before + 0.1,
         "all": before - 0.1,
@@ -130,9 +131,9 @@ def test_a_set_of_images_is_forecast_by_others_alone(monkeypatch: pytest.MonkeyP
     seen: list[set[str]] = []
     learn = forecast.learned_of
 
-    def noted(part: pd.DataFrame, calibrated: bool) -> Forecast:
+    def noted(part: pd.DataFrame, calibrated: bool, told: tuple[str, ...]) -> Forecast:
         seen.append(set(part["case"]))
-        return learn(part, calibrated)
+        return learn(part, calibrated, told)
 
     monkeypatch.setattr(forecast, "learned_of", noted)
     told = held_out(frame, calibrated=False)
@@ -157,6 +158,16 @@ def test_figures_of_limits() -> None:
         assert least["harm, %"] <= most["harm, %"] < 20
         better = 100 * frame["full"].mean()
         assert most["regret, points"] == pytest.approx(better - most["accuracy, %"], abs=0.1)
+
+
+def test_who_is_told_the_mix_of_classes_keeps_more() -> None:
+    frame = table(600)
+    frame["early"] = frame["before"] + np.where(frame["even"], 0.2, -0.2)
+    told = forecast.bound(frame)
+    assert (told["harm, %"] <= [7, 3]).all()
+    assert (told["accuracy, %"] > 100 * frame["before"].mean() + 5).all()
+    blind = summary(frame).iloc[2:]
+    assert told["accuracy, %"].min() > blind["accuracy, %"].max()
 
 
 class _Told(Forecast):
