@@ -44,7 +44,9 @@ PRESENT = (0.0, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the classes, one at least
 DIRICHLET = 0.5
 OF_TWO_OR_THREE = (0.5, 2.0)  # Dirichlet likewise
 FEWEST = 24
+FOUR = 4
 OF_FEW, ALIKE, OF_MORE = "harm, few, %", "harm, ten, %", "harm, more, %"
+OF_FOUR = "harm, 4 to 9, %"
 LIMITS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.13, 0.15)
 TREES, LEAF, FEATURES = 60, 10, 0.7
 WAYS = {False: ("all", "early"), True: ("all", "early", "corrected")}  # by whether calibrated
@@ -226,10 +228,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     alike &= frame["corruption"].isin(CORRUPTIONS)
 
     def figures_of(after: "pd.Series[float]") -> Row:
-        harm = {
-            name: _figures(frame[part], after[part])["harm, %"]
-            for name, part in ((OF_FEW, few), (ALIKE, alike), (OF_MORE, more))
+        parts = {
+            OF_FEW: few,
+            OF_FOUR: few & (frame["classes"] >= FOUR),
+            ALIKE: alike,
+            OF_MORE: more,
         }
+        harm = {name: _figures(frame[part], after[part])["harm, %"] for name, part in parts.items()}
         return _figures(frame[whole], after[whole]) | harm
 
     no_limit: Row = {"adapts above, points": None, "the guard's of": ""}

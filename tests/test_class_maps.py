@@ -118,6 +118,11 @@ def test_maps_of_images_without_their_class_in_them_tell_nothing(k: int) -> None
     assert ClassMaps.of(noise + signs[labels], labels, k).tell
 
 
+@pytest.mark.parametrize(("k", "tells"), [(2, False), (3, False), (10, True)])
+def test_the_fewer_the_classes_the_less_may_maps_err(k: int, tells: bool) -> None:
+    assert ClassMaps(np.zeros((k, 1, 2, 2)), 0.5).tell == tells
+
+
 @given(st.integers(2, 40))
 def test_equal_shares_are_off_by_what_mixes_at_random_say(k: int) -> None:
     drawn = np.random.default_rng(0).dirichlet(np.full(k, 0.5), 4000)

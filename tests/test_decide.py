@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import digits
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from adaptkit import Calibration, EstimationError, adapt, calibrate, evaluate
 from adaptkit.estimation.trial import Trial
-from adaptkit.guard import Decision, decide, decided_statistics, guarded_statistics
-from adaptkit.guard.calibrated import decide_calibrated
+from adaptkit.guard import Decision, calibrated, decide, decided_statistics, guarded_statistics
+from adaptkit.guard.calibrated import LEAST, decide_calibrated
 from adaptkit.guard.fixed_point import fixed_point
+from adaptkit.guard.forecast import Outlook
 from adaptkit.guard.view import View
 from adaptkit.guard.ways import Balanced, Early, Full, Source
 from adaptkit.norms import norm_layers, read
@@ -111,6 +113,18 @@ def test_of_two_classes_that_are_both_there_none_is_missing() -> None:
     assert "few classes" not in grounds([4, 9])
     assert "few classes" in grounds([4])
     assert "light and dark" in grounds([4, 9], gain=-1.0)
+
+
+def test_with_a_calibration_too_models_of_few_classes_have_to_gain_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gain = (LEAST.few + LEAST.ten) / 2
+    told = SimpleNamespace(outlook=lambda _: {"all": Outlook(gain, 0.0), "early": Outlook(0, 0.0)})
+    monkeypatch.setattr(calibrated, "learned", lambda calibrated: told)
+    model, own = two_classes()
+    few = decide(model, target([4, 9]), calibration=replace(own, maps=None))
+    ten = decide(net(), target(), calibration=replace(known(), maps=None))
+    assert (few.choice, ten.choice) == ("source", "balanced")
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

@@ -72,7 +72,7 @@ def table(count: int, seed: int = 0) -> pd.DataFrame:
         "corruption": rng.choice(["fog", "clean"], count),
         "even": rng.random(count) < 0.5,
         "learned": True,
-        "classes": rng.choice([3, CLASSES, 20], count),
+        "classes": rng.choice([3, 5, CLASSES, 20], count),
         "samples": rng.choice([16, 32], count),
         "present": 1,
         "before": before,

@@ -38,7 +38,7 @@ from adaptkit.guard.ways import Corrected, Full, Source, Way
 
 EXPLAINED = 0.7  # of the target's mean map, by the classes' maps
 FEW = 3.0  # classes, effectively, up to which the source may be right in predicting few
-MOST = 0.9  # of the classes, effectively, above which none is missing
+MOST = 0.9  # of the classes, effectively, above which a target is not of few
 CLOSE = 0.5  # of shares to each other, summed: the source predicts what the maps show
 NEAR = 1.0  # of shares to the source's own, summed: maps that err may show such, so AdaBN may do
 CLEARLY = 0.8  # of the corrected statistics' distance, for plain AdaBN to be taken in their place

@@ -95,7 +95,7 @@ def calibrate(
     """Measure, in one forward of labelled source data, what a target is later judged by.
 
     Data that the model was not trained on is best, since it shows what the model does with new
-    images. `python -m benchmarks guard` takes about 150 of each class.
+    images. `python -m benchmarks guard` takes 1,500 where there are so many.
 
     Args:
         model: a classifier with its source statistics, run in eval mode and left as it was.

@@ -101,7 +101,7 @@ class ClassMaps:
 
 
 def error_of_equal_shares(k: int) -> float:
-    """Return the mean of Σ|1/K − q| over the mixes q that `ClassMaps.error` is measured on.
+    """Return the mean of Σ|1/K − q| over mixes q as `ClassMaps.error` is measured on.
 
     K times the mean absolute deviation of a share, which is distributed as Beta(α, (K − 1)·α):
     2·α^α·β^β / (B(α, β)·(α + β)^(α + β + 1)), Johnson, Kotz & Balakrishnan 1995, vol. 2, ch. 25.

@@ -18,7 +18,7 @@ FLOOR = 0.3  # of a class's part of an even target
 ROUNDS = 3
 CAUTION = 0.25  # spreads of a forecast that are taken off it
 NEAR = 0.02  # of the best forecast, for all layers to be adapted, as AdaBN does
-TEN = 10  # classes, of fewer of which a model that fails looks more like one that is right
+TEN = 10  # classes of a model: with fewer, more targets are harmed at the same limit
 
 
 class Least(NamedTuple):

@@ -1,4 +1,4 @@
-"""More labelled images, drawn by rule, that the guard's forecast is learned on."""
+"""More labelled images, drawn by rule, that the guard's forecasts and their limits stand on."""
 
 from collections.abc import Callable
 from functools import cache
