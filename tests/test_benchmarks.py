@@ -1,6 +1,7 @@
 """What the benchmarks' pages say is what their CSV files hold."""
 
 import pandas as pd
+import pytest
 
 from benchmarks import startup
 from benchmarks.__main__ import BENCHMARKS
@@ -10,6 +11,7 @@ from benchmarks.tables import PAGES, RESULTS, TABLES, as_markdown, filled
 PARTIAL = {"decode"}  # one round, agreement on fewer images, as its commands and the page say
 
 
+@pytest.mark.slow
 def test_the_pages_show_the_committed_results() -> None:
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     assert [filled(text) for text in texts] == texts, "run `python -m benchmarks.tables`"
