@@ -38,39 +38,25 @@ NAMES: dict[str, Callable[[], Images]] = {
 }
 
 
-# Two and three classes of each of these sets, on which the guard's limits for few classes stand.
-_TWO = {
-    "MNIST": (3, 8),
-    "digits": (4, 9),
-    "letters": (2, 14),
-    "glyphs": (0, 1),
-    "coloured glyphs": (0, 1),
-    "shapes": (0, 3),
-    "patterns": (0, 1),
-    "places": (0, 1),
-    "cells": (0, 1),
-    "flags": (0, 1),
-    "faces": (0, 2),
-    "clocks": (0, 3),
-}
-_THREE = {
-    "MNIST": (4, 7, 9),
-    "digits": (3, 5, 8),
-    "letters": (4, 5, 8),
-    "glyphs": (2, 3, 4),
-    "coloured glyphs": (2, 3, 4),
-    "shapes": (1, 4, 6),
-    "patterns": (2, 3, 4),
-    "places": (2, 3, 4),
-    "cells": (2, 3, 4),
-    "flags": (2, 3, 4),
-    "faces": (1, 3, 4),
-    "clocks": (1, 4, 7),
+# Of each of these sets two classes, and three, on which the guard's limits for few classes stand.
+_CLASSES = {
+    "MNIST": ((3, 8), (4, 7, 9)),
+    "digits": ((4, 9), (3, 5, 8)),
+    "letters": ((2, 14), (4, 5, 8)),
+    "glyphs": ((0, 1), (2, 3, 4)),
+    "coloured glyphs": ((0, 1), (2, 3, 4)),
+    "shapes": ((0, 3), (1, 4, 6)),
+    "patterns": ((0, 1), (2, 3, 4)),
+    "places": ((0, 1), (2, 3, 4)),
+    "cells": ((0, 1), (2, 3, 4)),
+    "flags": ((0, 1), (2, 3, 4)),
+    "faces": ((0, 2), (1, 3, 4)),
+    "clocks": ((0, 3), (1, 4, 7)),
 }
 _FEW = {
-    f"{count} of {name}": (name, classes)
-    for count, of in (("two", _TWO), ("three", _THREE))
-    for name, classes in of.items()
+    f"{count} of {name}": (name, classes[place])
+    for place, count in enumerate(("two", "three"))
+    for name, classes in _CLASSES.items()
 }
 FEW = tuple(_FEW)
 
